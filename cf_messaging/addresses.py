@@ -1,0 +1,86 @@
+"""Endpoints: their grammar, the addresses behind a name, and why nobody is reached there. Sockets, but no ZeroMQ."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from time import monotonic
+
+from .outcomes import Failure, Reason
+
+# host: without brackets; port: int. For ipc: host is the path, port is 0.
+Endpoint = namedtuple("Endpoint", "transport host port")
+
+ALLOWED = "tcp://host:port, tcp://[IPv6]:port or ipc:///path"
+_TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
+_IPC = re.compile(r"ipc://(/[^\0]+|@[^\0]+)")
+_MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
+_IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
+
+
+def parse(endpoint: str) -> Endpoint:
+    """The parts of an endpoint. Raises ValueError, which says what is wrong with it."""
+    path = _IPC.fullmatch(endpoint)
+    if path:
+        if len(path[1].encode("utf-8", "surrogateescape")) > _MAX_IPC_BYTES:
+            raise ValueError(f"the path is longer than {_MAX_IPC_BYTES} bytes")
+        return Endpoint("ipc", path[1], 0)
+    parts = _TCP.fullmatch(endpoint)
+    if not parts:
+        raise ValueError(f"allowed is {ALLOWED}")
+    if not 1 <= int(parts[3]) <= 65535:
+        raise ValueError("the port must be 1 to 65535")
+    return Endpoint("tcp", parts[1] or parts[2], int(parts[3]))
+
+
+def resolve(endpoint: str, deadline: float) -> list[str]:
+    """The endpoint with each address that its name has, in the resolver's order. deadline: of time.monotonic().
+
+    libzmq would accept an unknown name silently, and resolve it in the thread that serves all sockets.
+    """
+    transport, host, port = parse(endpoint)
+    if transport == "ipc" or host == "*" or ":" in host or _IPV4.fullmatch(host):
+        return [endpoint]
+    addresses = _looked_up(host, port, deadline, endpoint)
+    return [f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}" for address in addresses]
+
+
+def _looked_up(host: str, port: int, deadline: float, endpoint: str) -> list[str]:
+    import socket
+    import threading
+
+    found: list[list[str] | OSError] = []
+
+    def look_up() -> None:
+        try:
+            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.append(list(dict.fromkeys(str(row[4][0]) for row in rows)))
+        except (OSError, UnicodeError) as error:
+            found.append(error if isinstance(error, OSError) else OSError(0, str(error)))
+
+    # The resolver knows no deadline: a thread that may be left behind does.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - monotonic()))
+    if not found:
+        raise Failure(Reason.UNREACHABLE, "the name service does not answer", endpoint)
+    if isinstance(found[0], OSError):
+        raise Failure(Reason.UNREACHABLE, f"name does not resolve: {found[0].strerror}", endpoint)
+    return found[0]
+
+
+def why_unreachable(address: str, deadline: float) -> str:
+    """Connect once as a plain socket, which tells what libzmq keeps to itself; empty if that succeeds."""
+    import socket
+
+    transport, host, port = parse(address)
+    family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(max(0.001, deadline - monotonic()))
+        try:
+            probe.connect(host.replace("@", "\0", 1) if transport == "ipc" else (host, port))
+        except socket.timeout:
+            return "no answer to the connection attempt"
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+    return ""

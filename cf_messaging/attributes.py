@@ -1,0 +1,194 @@
+"""The attributes of messages: promises, and how a promise is read from what cf-agent sends. Decides only."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+
+from .addresses import parse as parse_endpoint
+from .patterns import PATTERNS, objection
+from .wire import MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .patterns import Pattern
+
+# What cf-agent passes on with a promise of any type; the agent's own business, or the SDK's.
+COMMON_ATTRIBUTES = frozenset(
+    "action_policy audit background comment expireafter handle ifelapsed log_failed log_kept log_priority"
+    " log_repaired log_string measurement_class report_level".split()
+)
+
+
+# ---- values: each reader returns the value of an attribute, or raises ValueError with what is allowed
+
+
+def _read_pattern(value: Any) -> Any:
+    if isinstance(value, str) and value in PATTERNS:
+        return PATTERNS[value]
+    raise ValueError(_one_of(value, PATTERNS))
+
+
+def _read_endpoints(value: Any) -> tuple[str, ...]:
+    endpoints = [value] if isinstance(value, str) else value
+    if not isinstance(endpoints, list) or not endpoints or not all(isinstance(each, str) for each in endpoints):
+        raise ValueError("allowed is an endpoint or a list of at least one")
+    for endpoint in endpoints:
+        try:
+            parse_endpoint(endpoint)
+        except ValueError as error:
+            raise ValueError(f"{endpoint!r} is no endpoint: {error}") from None
+    return tuple(endpoints)
+
+
+def _read_boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in ("true", "yes", "on", "false", "no", "off"):
+        return value in ("true", "yes", "on")
+    raise ValueError("allowed are true, false, yes, no, on, off")
+
+
+def _read_payload(value: Any) -> list[bytes]:
+    if not isinstance(value, (str, list, dict)):
+        raise ValueError("allowed is a string, a list or an object")
+    payloads = [encode(element) for element in (value if isinstance(value, list) else [value])]
+    if any(len(payload) > MAX_PAYLOAD_BYTES for payload in payloads):
+        raise ValueError(f"a message may have at most MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes")
+    return payloads
+
+
+def _read_path(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("/") and not value.endswith("/") and "\0" not in value:
+        return value
+    raise ValueError("allowed is the absolute path of a file")
+
+
+def _read_topic(value: Any) -> bytes:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("allowed is text without NUL")
+    topic = encode(value)
+    if len(topic) > MAX_TOPIC_BYTES:
+        raise ValueError(f"a topic may have at most MAX_TOPIC_BYTES, {MAX_TOPIC_BYTES} bytes")
+    return topic
+
+
+def _read_format(value: Any) -> str:
+    if value in ("text", "json"):
+        return str(value)
+    raise ValueError(_one_of(value, ("text", "json")))
+
+
+def _read_expression(value: Any) -> re.Pattern[str]:
+    if not isinstance(value, str):
+        raise ValueError("allowed is a regular expression")
+    try:
+        return re.compile(value, re.DOTALL | re.MULTILINE)  # as cf-agent compiles its own
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"no regular expression: {error}") from None
+
+
+def _read_seconds(value: Any) -> float:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) and 0.01 <= float(value) <= 300:
+        return float(value)
+    raise ValueError("allowed are 0.01 to 300 seconds")
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) and least <= int(value) <= most:
+            return int(value)
+        raise ValueError(f"allowed are {least} to {most}, in decimal digits")
+
+    return read
+
+
+# type: as policy writers know it. default: as policy would write it, None where there is none.
+Attribute = namedtuple("Attribute", "type default read")
+
+ATTRIBUTES = {
+    "pattern": Attribute("string", None, _read_pattern),
+    "endpoint": Attribute("string, slist", None, _read_endpoints),
+    "bind": Attribute("boolean", "false", _read_boolean),
+    "payload": Attribute("string, list, object", None, _read_payload),
+    "payload_file": Attribute("string", None, _read_path),
+    "topic": Attribute("string", "", _read_topic),
+    "file": Attribute("string", None, _read_path),
+    "format": Attribute("string", "text", _read_format),
+    "count": Attribute("int", "1", _whole(0, 1_000_000)),
+    "expect": Attribute("string", None, _read_expression),
+    "timeout": Attribute("real", "5", _read_seconds),
+    "retries": Attribute("int", "0", _whole(0, 100)),
+    "subscribers": Attribute("int", "1", _whole(1, 100_000)),
+}
+
+
+class Promise:
+    """A promise that can be kept: the value of each attribute, its default where none was given, None without one."""
+
+    pattern: Pattern
+    endpoint: tuple[str, ...]
+    bind: bool
+    payload: list[bytes] | None  # of each message
+    payload_file: str | None
+    topic: bytes
+    file: str | None
+    format: str
+    count: int
+    expect: re.Pattern[str] | None
+    timeout: float  # seconds
+    retries: int
+    subscribers: int
+    dry_run: bool  # say what would be done, and do nothing
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+
+def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
+    """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
+    given = {name: value for name, value in attributes.items() if name not in COMMON_ATTRIBUTES}
+    for name in given:
+        if name not in ATTRIBUTES:
+            raise ValueError(f"unknown attribute '{name}': {_one_of(name, ATTRIBUTES)}")
+    if "://" in promiser:
+        given.setdefault("endpoint", promiser)
+    for name, what in (("pattern", ", ".join(PATTERNS)), ("endpoint", "where, unless the promiser is an endpoint")):
+        if name not in given:
+            raise ValueError(f"missing attribute '{name}': {what}")
+    values = {name: _read(name, value) for name, value in given.items()}
+    wrong = objection(values["pattern"], given)
+    if wrong:
+        raise ValueError(wrong)
+    defaults = {name: _read(name, each.default) for name, each in ATTRIBUTES.items() if each.default is not None}
+    dry_run = attributes.get("action_policy", "fix") != "fix"
+    promise = Promise({**dict.fromkeys(ATTRIBUTES), **defaults, **values, "dry_run": dry_run})
+    if promise.bind and len(promise.endpoint) > 1:
+        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
+    if not promise.bind and any("://*:" in endpoint for endpoint in promise.endpoint):
+        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
+    return promise
+
+
+def _read(name: str, value: Any) -> Any:
+    try:
+        return ATTRIBUTES[name].read(value)
+    except ValueError as error:
+        raise ValueError(f"attribute '{name}' is {shown(value)}: {error}") from None
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _one_of(value: Any, allowed: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    names = list(allowed)
+    close = get_close_matches(value, names, 1, 0.6) if isinstance(value, str) and len(value) < 100 else []
+    return (f"did you mean '{close[0]}'? " if close else "") + "allowed are " + ", ".join(names)

@@ -1,0 +1,164 @@
+"""What one agent run exchanges: where each conversation is held, for how long, and what was learned about its peers."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from time import monotonic
+
+import zmq
+
+from .addresses import resolve
+from .conversations import Exchanged, hold
+from .link import Link
+from .outcomes import Failure, Reason, worst
+from .patterns import ASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .patterns import Conversation
+
+# Sockets stay open for the next promise; libzmq has room for about a thousand, and each link takes three.
+_MAX_LINKS = 200
+# Promises that met only silence at an address before the rest of the run does without it.
+_SILENCES_ENOUGH = 2
+_LINGER_MS = 1000  # for what was handed over, once the run is over
+_ELSEWHERE = (Reason.UNREACHABLE, Reason.REFUSED, Reason.TIMED_OUT)  # failures that another endpoint may not have
+
+# Where a conversation is tried. until: when to go on to the next one; last: there is no next one.
+Candidate = namedtuple("Candidate", "endpoint address until last")
+
+
+class Exchange:
+    """The sockets of a run, and what it has learned about its peers. Deadlines are of time.monotonic()."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._links: dict[tuple[str, str, bool, bytes], Link] = {}
+        self._addresses: dict[str, list[str]] = {}
+        self._hopeless: dict[str, Failure] = {}
+        self._silences: dict[str, int] = {}
+
+    def converse(self, talk: Conversation, deadline: float) -> Exchanged:
+        """Hold the conversation at the first endpoint where somebody is; never longer than until the deadline."""
+        done = Exchanged(len(talk.payloads) if talk.pattern.conversation == ASK else 0)
+        missed: list[Failure] = []
+        for candidate in self._candidates(talk, deadline, missed):
+            done.endpoint = candidate.endpoint
+            try:
+                self._attempt(talk, candidate, deadline, done)
+                return done
+            except Failure as failure:
+                missed.append(failure)
+                self._learn(candidate.address, failure, done)
+                if failure.reason not in _ELSEWHERE or monotonic() >= deadline:
+                    break
+        done.failures.append(worst(missed))
+        return done
+
+    def close(self) -> list[str]:
+        """End all sockets within a second; returns what of the run was lost by it, in words."""
+        lost = [words for link in self._links.values() for words in _unread(link)]
+        started = monotonic()
+        for link in self._links.values():
+            link.close(_LINGER_MS)
+        self._links.clear()
+        self._context.term()
+        if monotonic() - started >= _LINGER_MS / 1000:
+            lost.append("messages that were handed over may not have left this node: a peer did not take them in time")
+        return lost
+
+    # ---- where
+
+    def _candidates(self, talk: Conversation, deadline: float, missed: list[Failure]) -> Iterator[Candidate]:
+        """Each address of each endpoint with its share of the time; what is known to be hopeless goes to missed."""
+        for position, endpoint in enumerate(talk.endpoints, start=1):
+            others = len(talk.endpoints) - position
+            try:
+                addresses = self._resolved(endpoint, _share(deadline, others + 1))
+            except Failure as failure:
+                missed.append(failure)
+                continue
+            for number, address in enumerate(addresses, start=1):
+                left = others + len(addresses) - number
+                if address not in self._hopeless:
+                    yield Candidate(endpoint, address, _share(deadline, left + 1), left == 0)
+                elif talk.bind:  # somebody may have come meanwhile: look, but do not wait
+                    yield Candidate(endpoint, address, monotonic(), True)
+                else:
+                    missed.append(self._hopeless[address])
+
+    def _resolved(self, endpoint: str, deadline: float) -> list[str]:
+        if endpoint in self._hopeless:
+            raise self._hopeless[endpoint]
+        if endpoint not in self._addresses:
+            try:
+                self._addresses[endpoint] = resolve(endpoint, deadline)
+            except Failure as failure:
+                self._give_up(endpoint, failure)
+                raise
+        return self._addresses[endpoint]
+
+    def _learn(self, address: str, failure: Failure, done: Exchanged) -> None:
+        if failure.reason in (Reason.UNREACHABLE, Reason.LOCAL):
+            self._give_up(address, failure)
+        elif failure.reason in _ELSEWHERE and not done.received:
+            self._silences[address] = self._silences.get(address, 0) + 1
+            if self._silences[address] >= _SILENCES_ENOUGH:
+                self._give_up(address, failure)
+
+    def _give_up(self, where: str, failure: Failure) -> None:
+        self._hopeless[where] = Failure(failure.reason, f"{failure} (seen before in this run, not waited for again)")
+
+    def _link(self, talk: Conversation, candidate: Candidate) -> Link:
+        """The socket for this conversation: the one that is open already, or a new one."""
+        key = self._key(talk, candidate.address)
+        if key not in self._links:
+            self._make_room(candidate.address, talk.bind)
+            self._links[key] = Link(self._context, talk, candidate.endpoint, candidate.address, candidate.until)
+        return self._links[key]
+
+    @staticmethod
+    def _key(talk: Conversation, address: str) -> tuple[str, str, bool, bytes]:
+        return talk.pattern.socket, address, talk.bind, talk.topic if talk.pattern.socket == "SUB" else b""
+
+    def _make_room(self, address: str, bind: bool) -> None:
+        in_the_way = [key for key in self._links if bind and key[1:3] == (address, True)]
+        if len(self._links) >= _MAX_LINKS:
+            in_the_way.append(next(iter(self._links)))
+        for key in set(in_the_way):
+            self._links.pop(key).close(_LINGER_MS)
+
+    # ---- what
+
+    def _attempt(self, talk: Conversation, candidate: Candidate, deadline: float, done: Exchanged) -> None:
+        """Hold the conversation at one address. Raises Failure if it could not be completed there."""
+        for left in range(talk.retries, -1, -1):
+            until = _share(candidate.until, left + 1)
+            try:
+                hold(talk, self._link(talk, candidate), until, deadline, candidate.last, done)
+                break
+            except Failure as failure:
+                self._let_go(talk, candidate.address)
+                if left == 0 or failure.reason not in _ELSEWHERE:
+                    raise
+
+    def _let_go(self, talk: Conversation, address: str) -> None:
+        """After a failure: a late answer must not be mistaken for the next one, and what leads nowhere is closed."""
+        key = self._key(talk, address)
+        link = self._links.get(key)
+        if link and (talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
+            self._links.pop(key).close()
+
+
+def _share(deadline: float, parts: int) -> float:
+    now = monotonic()
+    return now + max(0.0, deadline - now) / parts
+
+
+def _unread(link: Link) -> Iterator[str]:
+    """What a PULL has fetched beyond what was wanted: its peer counts it as taken."""
+    count = sum(1 for _ in iter(link.try_receive, None)) if link.kind == "PULL" else 0
+    if count:
+        yield f"{link.endpoint}: {count} messages more than wanted were fetched and are lost: raise 'count'"

@@ -1,0 +1,252 @@
+"""One ZeroMQ socket at one address, and what its monitor tells: is somebody there, and if not, why not."""
+
+from __future__ import annotations
+
+from struct import unpack
+from time import monotonic
+
+import zmq
+
+from .addresses import why_unreachable
+from .outcomes import Failure, Reason
+from .wire import MAX_PAYLOAD_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .patterns import Conversation
+
+READ, WRITE = zmq.POLLIN, zmq.POLLOUT  # for Link.wait()
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+_RECONNECT_MS = 50
+_NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
+_OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
+
+
+class Link:
+    """A socket that connects to, or is bound at, one address; deadlines are of time.monotonic()."""
+
+    __slots__ = (
+        "_attempted",
+        "_bound",
+        "_connected",
+        "_failing",
+        "_monitor",
+        "_trouble",
+        "address",
+        "endpoint",
+        "kind",
+        "losses",
+        "peers",
+        "serial",
+        "socket",
+        "subscriptions",
+    )
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], talk: Conversation, endpoint: str, address: str, deadline: float
+    ) -> None:
+        """Endpoint: as policy wrote it, for messages; address: the same, resolved."""
+        self.endpoint = endpoint
+        self.address = address
+        self.peers = 0  # connections whose handshake succeeded and that were not seen to end
+        self.losses = 0  # connections that ended after their handshake
+        self.serial = 0  # of the numbered requests that were asked here
+        self.subscriptions: dict[int, set[bytes]] = {}  # XPUB: file descriptor of a subscriber -> its prefixes
+        self._bound = talk.bind
+        self._connected = False
+        self._failing = 0  # connections whose handshake failed and whose end the monitor has still to tell
+        self._attempted = ""  # what came of a connection attempt that failed
+        self._trouble: Failure | None = None
+        self.kind = talk.pattern.socket
+        self.socket = context.socket(getattr(zmq, self.kind))
+        self._monitor = _watched(context, self.socket)
+        _configure(self.socket, talk)
+        try:
+            self._attach(deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, deadline: float) -> None:
+        if not self._bound:
+            self.socket.connect(self.address)
+            return
+        while True:
+            try:
+                self.socket.bind(self.address)
+                return
+            except zmq.ZMQError as error:
+                # Another run, or a socket of this run that is being closed, may be about to leave the address.
+                if error.errno != zmq.EADDRINUSE or monotonic() >= deadline:
+                    raise Failure(Reason.LOCAL, f"cannot bind {self.endpoint}: {error.strerror}") from error
+                self._monitor.poll(10)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Let go of the socket; what was handed over may go on to leave for linger_ms."""
+        self.socket.disable_monitor()
+        self._monitor.close(0)
+        self.socket.close(linger_ms)
+
+    def await_peer(self, deadline: float, patient: bool) -> None:
+        """Return once somebody is there. Raises Failure with what is known when time is over, or waiting no use.
+
+        patient: also wait for a peer that is not there yet.
+        """
+        while not self.peers:
+            if not self.wait(0, deadline) or (self._attempted and not patient):
+                raise self.absence()
+
+    def wait(self, flags: int, deadline: float) -> bool:
+        """True when the socket may be ready for flags, or the monitor told something; False when time is over."""
+        left_ms = max(0, int((deadline - monotonic()) * 1000) + 1)
+        ready = dict(zmq.zmq_poll([(self.socket, flags), (self._monitor, zmq.POLLIN)], left_ms))
+        if self._monitor in ready:
+            self.observe(deadline)
+        return bool(ready) or monotonic() < deadline
+
+    def observe(self, deadline: float) -> None:
+        """Take in what the monitor has told. Raises Failure if no peer will ever be here."""
+        while self._monitor.poll(0):
+            event, value = unpack("=Hi", self._monitor.recv_multipart()[0])
+            self._take(event, value, deadline)
+        if self._trouble and not self._bound:
+            raise self._trouble
+
+    def _take(self, event: int, value: int, deadline: float) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.peers += 1
+        elif event == zmq.EVENT_CONNECTED:
+            self._connected = True
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._lose(value)
+        elif event != zmq.EVENT_CONNECT_RETRIED:
+            self._failing += 1
+            self._judge(event, value)
+        elif not self._connected and not self._attempted:
+            self._attempted = why_unreachable(self.address, deadline)
+
+    def _judge(self, event: int, value: int) -> None:
+        """Of a failed handshake. One without detail may be a peer that was just ending, and is tried again."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._refuse(f"its access control does not let this node in (ZAP status {value})")
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            self._refuse(_OTHER_MECHANISM if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
+
+    def _lose(self, descriptor: int) -> None:
+        self.subscriptions.pop(descriptor, None)
+        if self._failing:
+            self._failing -= 1
+        elif self.peers:
+            self.peers -= 1
+            self.losses += 1
+        else:  # libzmq reports no failed handshake when the socket types do not fit each other
+            self._refuse("is a ZeroMQ socket of a kind that does not fit this pattern")
+
+    def _refuse(self, detail: str) -> None:
+        self._trouble = Failure(Reason.REFUSED, detail, self.endpoint)
+
+    @property
+    def connects(self) -> bool:
+        return not self._bound
+
+    def absence(self) -> Failure:
+        """Why nobody is there, as far as it can be told."""
+        if self._trouble:
+            return self._trouble
+        if self._bound:
+            return Failure(Reason.UNREACHABLE, "nobody has connected", self.endpoint)
+        if self._connected and not self.losses:
+            return Failure(Reason.REFUSED, _NOT_A_PEER, self.endpoint)
+        if self.losses:
+            return Failure(Reason.UNREACHABLE, "the peer closed the connection", self.endpoint)
+        return Failure(Reason.UNREACHABLE, self._attempted or "no answer to the connection attempt", self.endpoint)
+
+    def try_send(self, frames: list[bytes]) -> bool:
+        """Hand frames over if there is room; False if there is none now."""
+        try:
+            self.socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):  # the latter: a ROUTER whose peer has left
+                raise
+            return False
+        return True
+
+    def send(self, frames: list[bytes], deadline: float) -> bool:
+        """As try_send(), but wait for room until the deadline."""
+        while not self.try_send(frames):
+            if not self._wait_for_room(deadline):
+                return False
+        return True
+
+    def _wait_for_room(self, deadline: float) -> bool:
+        if self.kind != "XPUB":
+            return self.wait(WRITE, deadline)
+        # An XPUB says that it has room even when a subscriber has none: look again soon.
+        now = monotonic()
+        self.wait(0, min(deadline, now + 0.005))
+        return now < deadline
+
+    def try_receive(self) -> list[bytes] | None:
+        """The frames of the next message, None if there is none now."""
+        try:
+            return self.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+
+    def receive(self, deadline: float) -> list[bytes] | None:
+        """The frames of the next message, None if none comes until the deadline."""
+        frames = self.try_receive()
+        while frames is None and self.wait(READ, deadline):
+            frames = self.try_receive()
+        return frames
+
+    def take_subscriptions(self) -> None:
+        """Of an XPUB: note new subscriptions by connection, since one subscriber may have several that match."""
+        while True:
+            try:
+                frame = self.socket.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            try:
+                prefixes = self.subscriptions.setdefault(frame.get(zmq.SRCFD), set())
+            except zmq.ZMQError:
+                continue  # of a connection that has ended, which the monitor tells with its descriptor
+            change = prefixes.add if frame.bytes[:1] == b"\1" else prefixes.discard
+            change(frame.bytes[1:])
+
+
+def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
+    socket.linger = 0  # until something was handed over, nothing is worth waiting for
+    socket.ipv6 = True
+    socket.immediate = True  # no peer, no queue: what was sent was handed to somebody
+    socket.reconnect_ivl = _RECONNECT_MS
+    socket.maxmsgsize = MAX_PAYLOAD_BYTES
+    kind = talk.pattern.socket
+    if kind == "SUB":
+        socket.subscribe(talk.topic)
+    elif kind == "XPUB":
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # tell of every subscriber, not only of new prefixes
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+    elif kind == "ROUTER":
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    elif kind == "PULL" and talk.answers:
+        socket.rcvhwm = talk.answers  # what is fetched beyond it is lost when the run ends
+
+
+def _watched(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    # Not pyzmq's get_monitor_socket(): it asks for all events, and its reader imports more than the run costs.
+    address = f"inproc://monitor-{id(socket)}"
+    socket.monitor(address, _EVENTS)
+    monitor = context.socket(zmq.PAIR)
+    monitor.linger = 0
+    monitor.connect(address)
+    return monitor

@@ -1,0 +1,192 @@
+"""The promise type `messages:`: cf-agent starts this file once a run and has it keep all messages: promises of the run.
+
+Of each promise it makes one outcome: a result, classes and one log line.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+
+from cf_messaging import files
+from cf_messaging.attributes import read_promise, shown
+from cf_messaging.outcomes import Failure, Outcome, Reason, kept, not_kept, only_warned, repaired, worst
+from cf_messaging.patterns import ANSWER, ASK, HEAR, PAIR, SAY, Conversation
+from cfengine import PromiseModule, ValidationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
+    from typing import Any, NoReturn
+
+    from cf_messaging.attributes import Promise
+    from cf_messaging.conversations import Exchanged
+    from cf_messaging.exchange import Exchange
+
+VERSION = "0.1.0"
+
+
+class MessagesPromise(PromiseModule):
+    """Keeps messages: promises; holds what lives as long as the agent run, the exchange with its open sockets."""
+
+    handles_action_policy = True
+
+    def __init__(self) -> None:
+        super().__init__("messages_promise", VERSION)
+        self._exchange: Exchange | None = None
+        # The stock SDK in place of ours cannot tell the agent that this module knows what a dry run is.
+        self._dry_run_lost = not hasattr(PromiseModule, "handles_action_policy")
+
+    def validate_promise(self, promiser: str, attributes: dict[str, Any], metadata: dict[str, Any]) -> None:
+        if self._dry_run_lost:
+            self._dry_run_lost = False
+            self.log_info(
+                "messages: runs on another cfengine.py than its own: in dry runs its promises are not evaluated"
+            )
+        try:
+            read_promise(promiser, attributes)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+    def evaluate_promise(
+        self, promiser: str, attributes: dict[str, Any], metadata: dict[str, Any]
+    ) -> tuple[str, list[str]]:
+        started = monotonic()
+        try:
+            outcome = self._keep(read_promise(promiser, attributes), started)
+        except Failure as failure:
+            outcome = not_kept(failure)
+        where = f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
+        log = getattr(self, f"log_{outcome.level}")
+        log(f"messages '{promiser}'{where}: {outcome.text}")
+        return outcome.result, [f"{promiser}_{suffix}" for suffix in outcome.suffixes]
+
+    def _keep(self, promise: Promise, started: float) -> Outcome:
+        if promise.payload == []:
+            return kept("there is nothing to say")
+        if promise.dry_run:
+            return only_warned(f"{_VERBS[promise.pattern.conversation]} {', '.join(promise.endpoint)}")
+        talk = _conversation(promise)
+        if promise.file:
+            files.check_writable(promise.file)
+        done = self._opened().converse(talk, started + promise.timeout)
+        try:
+            return _concluded(promise, talk, done)
+        except Failure as failure:
+            if failure.reason is Reason.TIMED_OUT:
+                raise Failure(failure.reason, f"{failure} (timeout {promise.timeout:g} s)") from failure
+            raise
+
+    def _opened(self) -> Exchange:
+        """The exchange, which imports zmq: a run in which nothing crosses the network does without."""
+        if self._exchange is None:
+            try:
+                from cf_messaging.exchange import Exchange
+            except ImportError as error:
+                detail = f"{error}: install Debian's python3-zmq, elsewhere python3-pyzmq, for {sys.executable}"
+                raise Failure(Reason.LOCAL, detail) from error
+            self._exchange = Exchange()
+        return self._exchange
+
+    def protocol_terminate(self) -> str:
+        for lost in self.close():
+            self.log_warning(f"messages: {lost}")
+        return "success"
+
+    def close(self) -> list[str]:
+        """Close the sockets, however the run ends; returns what was lost by it, in words."""
+        exchange, self._exchange = self._exchange, None
+        return exchange.close() if exchange else []
+
+
+_VERBS = {ASK: "ask", ANSWER: "answer at", SAY: "say something to", HEAR: "listen to", PAIR: "talk with"}
+
+
+def _conversation(promise: Promise) -> Conversation:
+    payloads = [files.read_payload(promise.payload_file)] if promise.payload_file else promise.payload or []
+    return Conversation(
+        promise.pattern,
+        promise.endpoint,
+        promise.bind,
+        payloads,
+        promise.topic,
+        _answers_wanted(promise, payloads),
+        promise.retries,
+        promise.subscribers,
+    )
+
+
+def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:
+    if promise.pattern.conversation == PAIR and payloads:
+        return len(payloads) if promise.file or promise.expect else 0
+    return 0 if promise.pattern.conversation == SAY else promise.count or None
+
+
+def _concluded(promise: Promise, talk: Conversation, done: Exchanged) -> Outcome:
+    """The outcome of a conversation; writes the file. Raises Failure if the promise is not kept."""
+    listened = talk.pattern.conversation in (HEAR, ANSWER) or not talk.payloads
+    messages, failures = done.received, list(done.failures)
+    if failures and not (listened and messages):
+        raise worst(failures)
+    if promise.expect:
+        _check_expected(promise.expect, messages, done.endpoint)
+    changed = promise.file is not None and _write(promise.file, promise.format, talk, done)
+    if failures:
+        raise worst(failures)
+    return _told(promise, talk, done, changed)
+
+
+def _check_expected(expect: re.Pattern[str], messages: list[files.Message], endpoint: str) -> None:
+    for message in messages:
+        text = message.payload.decode("utf-8", "surrogateescape")
+        if not expect.fullmatch(text):
+            raise Failure(Reason.MISMATCHED, f"{shown(text)}, where '{expect.pattern}' is expected", endpoint)
+
+
+def _write(path: str, form: str, talk: Conversation, done: Exchanged) -> bool:
+    if form == "text":
+        wanted = len(talk.payloads) if talk.pattern.conversation == ASK else talk.answers
+        return files.keep(path, files.as_text(done.received, wanted))
+    try:
+        return files.keep(path, files.as_json(done.received))
+    except ValueError as error:
+        raise Failure(Reason.INVALID_REPLY, f"{error}; {path} stays as it was", done.endpoint) from error
+
+
+def _told(promise: Promise, talk: Conversation, done: Exchanged, changed: bool) -> Outcome:
+    """The outcome when everything went well."""
+    conversation = talk.pattern.conversation
+    suffixes = ["received"] if promise.file else []
+    if conversation == ASK or (conversation == PAIR and talk.payloads and talk.answers):
+        suffixes.append("delivered")
+        text = f"{done.endpoint} answered {_counted(done.said, 'message')}"
+    elif conversation == HEAR or not talk.payloads:
+        text = f"{_counted(len(done.received), 'message')} received at {done.endpoint}"
+    elif done.said:
+        suffixes.append("sent")
+        noun, verb = ("request", "answered at") if conversation == ANSWER else ("message", "handed over to")
+        text = f"{_counted(done.said, noun)} {verb} {done.endpoint}"
+    else:
+        text = f"no request came to {done.endpoint}"
+    if promise.file:
+        return (
+            repaired(f"{text}, {promise.file} replaced", suffixes) if changed else kept(f"{text}, as before", suffixes)
+        )
+    is_check = conversation == ASK and promise.expect
+    return repaired(text, suffixes) if done.said and not is_check else kept(text, suffixes)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def main() -> NoReturn:
+    module = MessagesPromise()
+    try:
+        module.start()
+    finally:
+        module.close()
+
+
+if __name__ == "__main__":
+    main()
