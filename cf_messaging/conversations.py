@@ -6,7 +6,7 @@ from .files import Message
 from .link import READ, WRITE
 from .outcomes import Failure, Reason
 from .patterns import ANSWER, ASK, HEAR, PAIR
-from .wire import MAX_RECEIVED_BYTES
+from .wire import MAX_RECEIVED_BYTES, MESSAGE_OVERHEAD_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Exchanged:
 
     def count(self, message: Message) -> Message:
         """The message, if there is room for it in memory."""
-        self.size_bytes += len(message.payload) + len(message.topic)
+        self.size_bytes += MESSAGE_OVERHEAD_BYTES + len(message.payload) + len(message.topic)
         if self.size_bytes > MAX_RECEIVED_BYTES:
             detail = f"more than MAX_RECEIVED_BYTES, {MAX_RECEIVED_BYTES} bytes, for one promise"
             raise Failure(Reason.INVALID_REPLY, detail, self.endpoint)
@@ -108,9 +108,10 @@ def _envelopes(link: Link, indexes: list[int], talk: Conversation) -> dict[int, 
 
 
 def _settle(link: Link, frames: list[bytes], waiting: dict[tuple[bytes, ...], int], done: Exchanged) -> None:
+    message = done.count(Message(frames[-1], b""))
     index = waiting.pop(tuple(frames[:-1]), None)
     if index is not None:
-        done.messages[index] = done.count(Message(frames[-1], b""))
+        done.messages[index] = message
     elif not _is_second(link, frames):
         detail = "an answer without the envelope of its request: the peer must return all frames up to the empty one"
         raise Failure(Reason.INVALID_REPLY, detail, link.endpoint)
@@ -124,11 +125,14 @@ def _is_second(link: Link, frames: list[bytes]) -> bool:
 def _await_answer(link: Link, flags: int, losses: int, until: float, done: Exchanged) -> None:
     """Return when it is worth looking for an answer again. Raises Failure when it is not."""
     if link.losses != losses and link.connects:
-        raise Failure(Reason.UNREACHABLE, "the peer closed the connection before it answered", link.endpoint)
+        raise _unanswered(Reason.UNREACHABLE, "the peer closed the connection before it answered", link, done)
     if not link.wait(flags, until):
-        asked, answered = len(done.messages), len(done.received)
-        detail = "connected, but no answer in time" if asked == 1 else f"connected, but {answered} of {asked} answered"
-        raise Failure(Reason.TIMED_OUT, detail, link.endpoint)
+        raise _unanswered(Reason.TIMED_OUT, "connected, but no answer in time", link, done)
+
+
+def _unanswered(reason: Reason, detail: str, link: Link, done: Exchanged) -> Failure:
+    asked, answered = len(done.messages), len(done.received)
+    return Failure(reason, f"{detail} ({answered} of {asked} answered)" if asked > 1 else detail, link.endpoint)
 
 
 def _answer(link: Link, talk: Conversation, until: float, done: Exchanged) -> None:
@@ -178,7 +182,7 @@ def _single(body: list[bytes], link: Link) -> bytes:
 def _check_count(link: Link, talk: Conversation, count: int, what: str) -> None:
     if talk.answers is None or count >= talk.answers:
         return
-    if not (link.peers or link.losses):
+    if not (count or link.peers):
         raise link.absence()
     raise Failure(Reason.TIMED_OUT, f"{count} of {talk.answers} {what} in time", link.endpoint)
 

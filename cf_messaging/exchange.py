@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MAX_LINKS = 200
 # Promises that met only silence at an address before the rest of the run does without it.
 _SILENCES_ENOUGH = 2
+_LOOK_S = 0.01  # at a bound socket where nobody came before in this run
 _LINGER_MS = 1000  # for what was handed over, once the run is over
 _ELSEWHERE = (Reason.UNREACHABLE, Reason.REFUSED, Reason.TIMED_OUT)  # failures that another endpoint may not have
 
@@ -84,8 +85,8 @@ class Exchange:
                 left = others + len(addresses) - number
                 if address not in self._hopeless:
                     yield Candidate(endpoint, address, _share(deadline, left + 1), left == 0)
-                elif talk.bind:  # somebody may have come meanwhile: look, but do not wait
-                    yield Candidate(endpoint, address, monotonic(), True)
+                elif talk.bind:  # somebody may have come meanwhile: look, but hardly wait
+                    yield Candidate(endpoint, address, monotonic() + _LOOK_S, True)
                 else:
                     missed.append(self._hopeless[address])
 

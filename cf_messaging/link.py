@@ -101,6 +101,7 @@ class Link:
 
         patient: also wait for a peer that is not there yet.
         """
+        self.observe(deadline)
         while not self.peers:
             if not self.wait(0, deadline) or (self._attempted and not patient):
                 raise self.absence()
@@ -163,7 +164,8 @@ class Link:
         if self._trouble:
             return self._trouble
         if self._bound:
-            return Failure(Reason.UNREACHABLE, "nobody has connected", self.endpoint)
+            detail = "all who had connected have left" if self.losses else "nobody has connected"
+            return Failure(Reason.UNREACHABLE, detail, self.endpoint)
         if self._connected and not self.losses:
             return Failure(Reason.REFUSED, _NOT_A_PEER, self.endpoint)
         if self.losses:
@@ -204,14 +206,16 @@ class Link:
 
     def receive(self, deadline: float) -> list[bytes] | None:
         """The frames of the next message, None if none comes until the deadline."""
-        frames = self.try_receive()
-        while frames is None and self.wait(READ, deadline):
+        while monotonic() < deadline:  # also when messages keep coming
             frames = self.try_receive()
-        return frames
+            if frames is not None:
+                return frames
+            self.wait(READ, deadline)
+        return None
 
     def take_subscriptions(self) -> None:
         """Of an XPUB: note new subscriptions by connection, since one subscriber may have several that match."""
-        while True:
+        for _ in range(1000):  # then the caller looks at the clock
             try:
                 frame = self.socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
@@ -227,7 +231,8 @@ class Link:
 def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
     socket.linger = 0  # until something was handed over, nothing is worth waiting for
     socket.ipv6 = True
-    socket.immediate = True  # no peer, no queue: what was sent was handed to somebody
+    # Not IMMEDIATE: with it libzmq drops received, unread messages when their sender leaves. Link.await_peer() does
+    # what it would be for: nothing is sent into a queue that nobody empties.
     socket.reconnect_ivl = _RECONNECT_MS
     socket.maxmsgsize = MAX_PAYLOAD_BYTES
     kind = talk.pattern.socket

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 # What one promise may receive in all: it is kept in memory until it is written to its file.
 MAX_RECEIVED_BYTES = 64 * 1024 * 1024
+# What Python holds of a message beside its bytes; counted, so that a flood of empty messages ends too.
+MESSAGE_OVERHEAD_BYTES = 64
 # Subscriptions and topics travel with every message and are compared for each.
 MAX_TOPIC_BYTES = 1024
 
