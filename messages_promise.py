@@ -10,8 +10,8 @@ from time import monotonic
 
 from cf_messaging import files
 from cf_messaging.attributes import read_promise, shown
-from cf_messaging.outcomes import Failure, Outcome, Reason, kept, not_kept, only_warned, repaired, worst
-from cf_messaging.patterns import ANSWER, ASK, HEAR, PAIR, SAY, Conversation
+from cf_messaging.outcomes import Failure, Outcome, Reason, kept, not_kept, only_warned, repaired, told, worst
+from cf_messaging.patterns import ANSWER, ASK, HEAR, PAIR, SAY, Conversation, listens
 from cfengine import PromiseModule, ValidationError
 
 TYPE_CHECKING = False
@@ -124,16 +124,21 @@ def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:
 
 def _concluded(promise: Promise, talk: Conversation, done: Exchanged) -> Outcome:
     """The outcome of a conversation; writes the file. Raises Failure if the promise is not kept."""
-    listened = talk.pattern.conversation in (HEAR, ANSWER) or not talk.payloads
-    messages, failures = done.received, list(done.failures)
-    if failures and not (listened and messages):
-        raise worst(failures)
+    if done.failures and not (listens(talk) and done.received):
+        raise worst(done.failures)
     if promise.expect:
-        _check_expected(promise.expect, messages, done.endpoint)
+        _check_expected(promise.expect, done.received, done.endpoint)
     changed = promise.file is not None and _write(promise.file, promise.format, talk, done)
-    if failures:
-        raise worst(failures)
-    return _told(promise, talk, done, changed)
+    if done.failures:  # what a listening pattern did receive is written all the same
+        raise worst(done.failures)
+    text, suffixes = told(talk, done.endpoint, done.said, len(done.received))
+    if promise.file:
+        suffixes.append("received")
+        return (
+            repaired(f"{text}, {promise.file} replaced", suffixes) if changed else kept(f"{text}, as before", suffixes)
+        )
+    is_check = talk.pattern.conversation == ASK and promise.expect
+    return repaired(text, suffixes) if done.said and not is_check else kept(text, suffixes)
 
 
 def _check_expected(expect: re.Pattern[str], messages: list[files.Message], endpoint: str) -> None:
@@ -151,33 +156,6 @@ def _write(path: str, form: str, talk: Conversation, done: Exchanged) -> bool:
         return files.keep(path, files.as_json(done.received))
     except ValueError as error:
         raise Failure(Reason.INVALID_REPLY, f"{error}; {path} stays as it was", done.endpoint) from error
-
-
-def _told(promise: Promise, talk: Conversation, done: Exchanged, changed: bool) -> Outcome:
-    """The outcome when everything went well."""
-    conversation = talk.pattern.conversation
-    suffixes = ["received"] if promise.file else []
-    if conversation == ASK or (conversation == PAIR and talk.payloads and talk.answers):
-        suffixes.append("delivered")
-        text = f"{done.endpoint} answered {_counted(done.said, 'message')}"
-    elif conversation == HEAR or not talk.payloads:
-        text = f"{_counted(len(done.received), 'message')} received at {done.endpoint}"
-    elif done.said:
-        suffixes.append("sent")
-        noun, verb = ("request", "answered at") if conversation == ANSWER else ("message", "handed over to")
-        text = f"{_counted(done.said, noun)} {verb} {done.endpoint}"
-    else:
-        text = f"no request came to {done.endpoint}"
-    if promise.file:
-        return (
-            repaired(f"{text}, {promise.file} replaced", suffixes) if changed else kept(f"{text}, as before", suffixes)
-        )
-    is_check = conversation == ASK and promise.expect
-    return repaired(text, suffixes) if done.said and not is_check else kept(text, suffixes)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def main() -> NoReturn:

@@ -124,6 +124,7 @@ ATTRIBUTES = {
     "retries": Attribute("int", "0", _whole(0, 100)),
     "subscribers": Attribute("int", "1", _whole(1, 100_000)),
 }
+_DEFAULTS = {name: None if each.default is None else each.read(each.default) for name, each in ATTRIBUTES.items()}
 
 
 class Promise:
@@ -150,27 +151,32 @@ class Promise:
 
 def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
+    given = _given(promiser, attributes)
+    values = {name: _read(name, value) for name, value in given.items()}
+    wrong = objection(values["pattern"], given)
+    if wrong:
+        raise ValueError(wrong)
+    promise = Promise({**_DEFAULTS, **values, "dry_run": attributes.get("action_policy", "fix") != "fix"})
+    if promise.bind and len(promise.endpoint) > 1:
+        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
+    if not promise.bind and any(endpoint.startswith("tcp://*:") for endpoint in promise.endpoint):
+        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
+    return promise
+
+
+def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of messages: in the promise, complete as far as names go."""
     given = {name: value for name, value in attributes.items() if name not in COMMON_ATTRIBUTES}
     for name in given:
         if name not in ATTRIBUTES:
             raise ValueError(f"unknown attribute '{name}': {_one_of(name, ATTRIBUTES)}")
     if "://" in promiser:
         given.setdefault("endpoint", promiser)
-    for name, what in (("pattern", ", ".join(PATTERNS)), ("endpoint", "where, unless the promiser is an endpoint")):
-        if name not in given:
-            raise ValueError(f"missing attribute '{name}': {what}")
-    values = {name: _read(name, value) for name, value in given.items()}
-    wrong = objection(values["pattern"], given)
-    if wrong:
-        raise ValueError(wrong)
-    defaults = {name: _read(name, each.default) for name, each in ATTRIBUTES.items() if each.default is not None}
-    dry_run = attributes.get("action_policy", "fix") != "fix"
-    promise = Promise({**dict.fromkeys(ATTRIBUTES), **defaults, **values, "dry_run": dry_run})
-    if promise.bind and len(promise.endpoint) > 1:
-        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
-    if not promise.bind and any("://*:" in endpoint for endpoint in promise.endpoint):
-        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
-    return promise
+    if "pattern" not in given:
+        raise ValueError(f"missing attribute 'pattern': allowed are {', '.join(PATTERNS)}")
+    if "endpoint" not in given:
+        raise ValueError("missing attribute 'endpoint': where, unless the promiser is an endpoint")
+    return given
 
 
 def _read(name: str, value: Any) -> Any:

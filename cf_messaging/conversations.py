@@ -5,7 +5,7 @@ from __future__ import annotations
 from .files import Message
 from .link import READ, WRITE
 from .outcomes import Failure, Reason
-from .patterns import ANSWER, ASK, HEAR, PAIR
+from .patterns import ANSWER, ASK, listens
 from .wire import MAX_RECEIVED_BYTES, MESSAGE_OVERHEAD_BYTES
 
 TYPE_CHECKING = False
@@ -45,15 +45,13 @@ def hold(talk: Conversation, link: Link, until: float, deadline: float, patient:
     until: when to give up on a peer that is not there or does not answer; deadline: when to end in any case;
     patient: whether to wait for a peer that is not there yet. Both are of time.monotonic().
     """
-    conversation = talk.pattern.conversation
-    listens = conversation in (HEAR, ANSWER) or (conversation == PAIR and not talk.payloads)
-    if link.connects or not listens:
+    if link.connects or not listens(talk):
         link.await_peer(until, patient)
-    if conversation == ASK:
+    if talk.pattern.conversation == ASK:
         _ask(link, talk, until, done)
-    elif conversation == ANSWER:
+    elif talk.pattern.conversation == ANSWER:
         _answer(link, talk, deadline if link.peers else until, done)
-    elif listens:
+    elif listens(talk):
         _hear(link, talk, deadline if link.peers else until, done)
     else:
         _say(link, talk, until, deadline, done)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 
+from .patterns import ANSWER, ASK, listens
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .patterns import Conversation
 
 
 class Reason(Enum):
@@ -68,3 +72,18 @@ def not_kept(failure: Failure) -> Outcome:
 def only_warned(what: str) -> Outcome:
     """In a dry run: what would be done; sets no class."""
     return Outcome("not_kept", "warning", f"Should {what}, but only warnings promised")
+
+
+def told(talk: Conversation, endpoint: str, said: int, received: int) -> tuple[str, list[str]]:
+    """What a conversation came to when nothing failed, in words, and the class suffixes that it earns."""
+    if talk.pattern.conversation == ASK or (not listens(talk) and talk.answers):
+        return f"{endpoint} answered {_counted(said, 'message')}", ["delivered"]
+    if talk.pattern.conversation == ANSWER:
+        return f"{_counted(said, 'request')} answered at {endpoint}", ["sent"] if said else []
+    if listens(talk):
+        return f"{_counted(received, 'message')} received at {endpoint}", []
+    return f"{_counted(said, 'message')} handed over to {endpoint}", ["sent"]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

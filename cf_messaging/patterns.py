@@ -37,6 +37,11 @@ PATTERNS = {
 }
 
 
+def listens(talk: Conversation) -> bool:
+    """Whether the other side speaks first."""
+    return talk.pattern.conversation in (HEAR, ANSWER) or (talk.pattern.conversation == PAIR and not talk.payloads)
+
+
 def allowing(attribute: str) -> list[str]:
     """The names of the patterns that an attribute goes with."""
     return [name for name, pattern in PATTERNS.items() if attribute in pattern.attributes]

@@ -1,0 +1,45 @@
+"""script/demo: every example policy, both sides, under real cf-agents."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from agent import REPOSITORY, SEARCH_PATH, SYSTEM_PYTHON
+from peers import scaled
+
+
+def test_every_example_comes_out_as_it_should() -> None:
+    """The demo runs each bundle of each example, checks outcome and report, and ends with 0 only if all are right."""
+    demo = subprocess.run(
+        [SYSTEM_PYTHON, REPOSITORY / "script/demo.py"],
+        env={"PATH": SEARCH_PATH},
+        capture_output=True,
+        text=True,
+        timeout=scaled(120),
+        check=False,
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    told = set(re.findall(r"^  (\w+)$", demo.stdout, re.MULTILINE))
+    policies = [path.read_text() for path in (REPOSITORY / "examples").glob("*.cf")]
+    assert told == {name for policy in policies for name in re.findall(r"^bundle agent (\w+)", policy, re.MULTILINE)}
+
+
+def test_demo_fails_when_an_outcome_is_not_as_it_should_be() -> None:
+    """A demo whose expectations are wrong ends with an error: it can fail."""
+    changed = (
+        "import demo; demo.SCENES = ();"
+        "demo.WORLD = demo.WORLD._replace(sides=(demo.WORLD.sides[0]._replace(reports=[]),)); demo.main()"
+    )
+    demo = subprocess.run(
+        [sys.executable, "-c", changed],
+        cwd=REPOSITORY / "script",
+        env={"PATH": SEARCH_PATH},
+        capture_output=True,
+        text=True,
+        timeout=scaled(60),
+        check=False,
+    )
+    assert demo.returncode == 1
+    assert "It should be" in demo.stdout
