@@ -59,7 +59,9 @@ class MessagesPromise(PromiseModule):
         where = f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
         log = getattr(self, f"log_{outcome.level}")
         log(f"messages '{promiser}'{where}: {outcome.text}")
-        return outcome.result, [f"{promiser}_{suffix}" for suffix in outcome.suffixes]
+        # The agent makes class names of these, but would take what is before a colon for a namespace.
+        prefix = promiser.replace(":", "_")
+        return outcome.result, [f"{prefix}_{suffix}" for suffix in outcome.suffixes]
 
     def _keep(self, promise: Promise, started: float) -> Outcome:
         if promise.payload == []:

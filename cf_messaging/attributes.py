@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import namedtuple
 
 from .addresses import parse as parse_endpoint
@@ -40,7 +41,7 @@ def _read_endpoints(value: Any) -> tuple[str, ...]:
         try:
             parse_endpoint(endpoint)
         except ValueError as error:
-            raise ValueError(f"{endpoint!r} is no endpoint: {error}") from None
+            raise ValueError(f"{shown(endpoint)} is no endpoint: {error}") from None
     return tuple(endpoints)
 
 
@@ -86,7 +87,9 @@ def _read_expression(value: Any) -> re.Pattern[str]:
     if not isinstance(value, str):
         raise ValueError("allowed is a regular expression")
     try:
-        return re.compile(value, re.DOTALL | re.MULTILINE)  # as cf-agent compiles its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about syntax of the future, on cf-agent's terminal
+            return re.compile(value, re.DOTALL | re.MULTILINE)  # as cf-agent compiles its own
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"no regular expression: {error}") from None
 
@@ -153,9 +156,9 @@ def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
     given = _given(promiser, attributes)
     values = {name: _read(name, value) for name, value in given.items()}
-    wrong = objection(values["pattern"], given)
+    attribute, wrong = objection(values["pattern"], given)
     if wrong:
-        raise ValueError(wrong)
+        raise ValueError(f"attribute '{attribute}' is {shown(given.get(attribute))}: {wrong}")
     promise = Promise({**_DEFAULTS, **values, "dry_run": attributes.get("action_policy", "fix") != "fix"})
     if promise.bind and len(promise.endpoint) > 1:
         raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
@@ -169,7 +172,7 @@ def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in attributes.items() if name not in COMMON_ATTRIBUTES}
     for name in given:
         if name not in ATTRIBUTES:
-            raise ValueError(f"unknown attribute '{name}': {_one_of(name, ATTRIBUTES)}")
+            raise ValueError(f"unknown attribute '{name}' is {shown(attributes[name])}: {_one_of(name, ATTRIBUTES)}")
     if "://" in promiser:
         given.setdefault("endpoint", promiser)
     if "pattern" not in given:
@@ -182,13 +185,18 @@ def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
 def _read(name: str, value: Any) -> Any:
     try:
         return ATTRIBUTES[name].read(value)
+    except RecursionError:
+        raise ValueError(f"attribute '{name}' is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"attribute '{name}' is {shown(value)}: {error}") from None
 
 
 def shown(value: Any) -> str:
     """A value in a message, cut if it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "something nested too deeply"
     return text if len(text) <= 100 else text[:97] + "..."
 
 

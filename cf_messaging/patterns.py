@@ -47,24 +47,21 @@ def allowing(attribute: str) -> list[str]:
     return [name for name, pattern in PATTERNS.items() if attribute in pattern.attributes]
 
 
-def objection(pattern: Pattern, given: Collection[str]) -> str:
-    """What is wrong with giving these attributes together; empty if nothing is."""
+def objection(pattern: Pattern, given: Collection[str]) -> tuple[str, str]:
+    """The first attribute that may not be there, or is missing, and why; both empty if the combination is sound."""
     for attribute in given:
         if attribute not in EVERY and attribute not in pattern.attributes:
-            return f"attribute '{attribute}' is not allowed with pattern '{pattern.name}': {_goes_with(attribute)}"
+            goes_with = ", ".join(allowing(attribute))
+            return attribute, f"it is not allowed with pattern '{pattern.name}', it goes with {goes_with}"
     said = [attribute for attribute in _SAID if attribute in given]
     if len(said) > 1:
-        return "attributes 'payload' and 'payload_file' exclude each other: give exactly one"
+        return "payload_file", "it is not allowed beside 'payload', exactly one of both is"
     if not said and pattern.payload == "required":
-        return f"pattern '{pattern.name}' needs 'payload' or 'payload_file': what is to be said"
+        return "pattern", "it needs 'payload' or 'payload_file': what is to be said"
     if "format" in given and "file" not in given:
-        return "attribute 'format' needs 'file': what is received is written nowhere else"
+        return "format", "it is not allowed without 'file': what is received is written nowhere else"
     if pattern.conversation == PAIR and said and "count" in given:
-        return "attribute 'count' is not allowed with pattern 'pair' and a payload: each payload has one answer"
+        return "count", "it is not allowed with pattern 'pair' and a payload: each payload has one answer"
     if pattern.conversation == PAIR and not said and "expect" in given:
-        return "attribute 'expect' is not allowed with pattern 'pair' without a payload: there is no answer to match"
-    return ""
-
-
-def _goes_with(attribute: str) -> str:
-    return "it goes with " + ", ".join(allowing(attribute))
+        return "expect", "it is not allowed with pattern 'pair' without a payload: there is no answer to match"
+    return "", ""

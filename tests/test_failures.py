@@ -223,7 +223,9 @@ def test_another_security_mechanism(agent: Agent, peer: Start) -> None:
 
     Only a connection that we end before the listener does tells it: several attempts may be needed.
     """
-    promises = {name: promise(name, peer("curve-rep").endpoint, "", 10) for name in ("request", "async_request", "subscribe")}
+    promises = {
+        name: promise(name, peer("curve-rep").endpoint, "", 10) for name in ("request", "async_request", "subscribe")
+    }
     all_say(failures(agent, promises), "refused", "mechanism", "CURVE")
 
 
