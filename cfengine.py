@@ -108,7 +108,7 @@ class _Strays(io.TextIOBase):
 class _Channel:
     """Lines from and to cf-agent. Bytes that are no UTF-8 survive as surrogate escapes, whatever the locale."""
 
-    def __init__(self, in_file: IO[Any], out_file: IO[Any], record: IO[str] | None) -> None:
+    def __init__(self, in_file: IO[Any], out_file: IO[Any], record: IO[bytes] | None) -> None:
         self._in = getattr(in_file, "buffer", in_file)
         self._out = getattr(out_file, "buffer", out_file)
         self._text_out = isinstance(self._out, io.TextIOBase)
@@ -125,12 +125,12 @@ class _Channel:
             raise _Ended(
                 "cf-agent closed the conversation " + ("in the middle of a line" if line else "without terminate")
             )
-        self._note("< " + line)
+        self._note("<", line)
         return str(line[:-1])
 
     def write(self, text: str) -> None:
         """Write all of text, even if a signal comes: nothing is left half-written."""
-        self._note("".join("> " + line for line in text.splitlines(keepends=True)))
+        self._note(">", text)
         rest: Any = text if self._text_out else _encoded(text)
         self._writing = True
         try:
@@ -149,10 +149,12 @@ class _Channel:
         if again or not self._writing:
             raise _Ended(f"ended by {self._stopped_by}")
 
-    def _note(self, text: str) -> None:
-        if self._record is not None:
-            self._record.write(text)
-            self._record.flush()
+    def _note(self, mark: str, text: str) -> None:
+        try:
+            if self._record is not None:
+                self._record.write(_encoded("".join(f"{mark} {line}\n" for line in text[:-1].split("\n"))))
+        except OSError:  # a full disk costs the record, not the promises
+            self._record = None
 
 
 def _logs(level: str) -> Callable[[PromiseModule, object], None]:
@@ -178,9 +180,7 @@ class PromiseModule:
         self._declared: dict[str, _Attribute] = {}
         self._log_level = "info"
         self._channel: _Channel | None = None
-        self._record = (
-            open(record_file_path, "a", encoding="utf-8", errors="surrogateescape") if record_file_path else None  # noqa: SIM115
-        )
+        self._record = open(record_file_path, "ab", buffering=0) if record_file_path else None  # noqa: SIM115
 
     def start(self, in_file: IO[Any] | None = None, out_file: IO[Any] | None = None) -> NoReturn:
         """Serve cf-agent until it says terminate. Ends with SystemExit: 0, or a message when it ended otherwise."""
@@ -235,9 +235,9 @@ class PromiseModule:
         elif operation == "evaluate_promise":
             self._guard(answer, lambda: self._evaluate(request))
         elif operation == "init":
-            self._guard(answer, lambda: {"result": self.protocol_init(None)})
+            self._guard(answer, lambda: {"result": _result(self.protocol_init(None))})
         elif operation == "terminate":
-            self._guard(answer, lambda: {"result": self.protocol_terminate()})
+            self._guard(answer, lambda: {"result": _result(self.protocol_terminate())})
         elif operation == _UNREADABLE:
             self.log_critical(f"{self.name}: a request that cannot be read: {request['reason']}")
         else:
@@ -248,7 +248,9 @@ class PromiseModule:
         """The safety net: whatever a hook raises, that promise gets error with the reason, and the next is served."""
         try:
             answer.update(serve())
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the one net, so that no bug ends the process
+        except _Ended:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the one net, so that no bug ends the process
             self.log_critical(f"{_told(error)} (bug in promise module {self.name}, run with --debug for a traceback)")
             self._log_traceback()
 
@@ -377,7 +379,7 @@ _UNREADABLE = "unreadable"
 def _request(line: str) -> dict[str, Any]:
     """The request in a line. JSON that is sound but that Python will not hold is a request of its own kind."""
     try:
-        request = json.loads(line)
+        request = json.loads(line, strict=False)  # cf-agent does not escape all control characters
         if line.isascii() and "\\u00" in line:
             request = _mended(request)
     except json.JSONDecodeError as error:
@@ -410,9 +412,9 @@ def _check(name: str, value: Any, declared: _Attribute) -> None:
     try:
         if declared.validator is not None:
             declared.validator(value)
-    except ValidationError:
+    except (ValidationError, _Ended):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ValidationError(f"Attribute '{name}' has the invalid value {value!r}: {_told(error)}") from error
 
 
@@ -421,8 +423,10 @@ def _converted(text: str, typing: type) -> Any:
     if typing is bool:
         return _BOOLEANS.get(text, text)
     try:
-        if typing in (int, float):
-            return typing(text)
+        if typing is int:
+            return int(text) if text.lstrip("+-").isdecimal() else text
+        if typing is float:
+            return float(text)
         value = json.loads(text) if typing is dict else text
     except (ValueError, RecursionError):
         return text
@@ -432,10 +436,16 @@ def _converted(text: str, typing: type) -> Any:
 def _pair(returned: Any) -> tuple[Any, list[str]]:
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise TypeError(f"evaluate_promise() returned {returned!r}, not a result or (result, classes)")
-    result, classes = returned[0], list(returned[1] or [])
-    if not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"evaluate_promise() returned {returned!r}, whose classes are not all strings")
-    return result, classes
+    result, classes = returned[0], returned[1] or []
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"evaluate_promise() returned {returned!r}, whose classes are no list of strings")
+    return result, list(classes)
+
+
+def _result(returned: Any) -> str:
+    if not isinstance(returned, str):
+        raise TypeError(f"{returned!r} was returned, which is no result")
+    return returned
 
 
 def _metadata(request: dict[str, Any]) -> dict[str, Any]:
@@ -452,7 +462,10 @@ def _named(request: dict[str, Any]) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    except Exception:  # noqa: BLE001 - an exception of a module whose text is another bug
+        return type(error).__name__
 
 
 def _encoded(text: str) -> bytes:

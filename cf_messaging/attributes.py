@@ -56,6 +56,8 @@ def _read_boolean(value: Any) -> bool:
 def _read_payload(value: Any) -> list[bytes]:
     if not isinstance(value, (str, list, dict)):
         raise ValueError("allowed is a string, a list or an object")
+    if value == ["cf_null"]:  # how policy writes an empty list
+        return []
     payloads = [encode(element) for element in (value if isinstance(value, list) else [value])]
     if any(len(payload) > MAX_PAYLOAD_BYTES for payload in payloads):
         raise ValueError(f"a message may have at most MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes")

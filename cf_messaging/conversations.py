@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .files import Message
-from .link import READ, WRITE
+from .link import CLOSED, READ, WRITE
 from .outcomes import Failure, Reason
 from .patterns import ANSWER, ASK, listens
 from .wire import MAX_RECEIVED_BYTES, MESSAGE_OVERHEAD_BYTES
@@ -46,7 +46,7 @@ def hold(talk: Conversation, link: Link, until: float, deadline: float, patient:
     patient: whether to wait for a peer that is not there yet. Both are of time.monotonic().
     """
     if link.connects or not listens(talk):
-        link.await_peer(until, patient)
+        link.await_peer(until, patient, or_message=listens(talk))
     if talk.pattern.conversation == ASK:
         _ask(link, talk, until, done)
     elif talk.pattern.conversation == ANSWER:
@@ -123,7 +123,7 @@ def _is_second(link: Link, frames: list[bytes]) -> bool:
 def _await_answer(link: Link, flags: int, losses: int, until: float, done: Exchanged) -> None:
     """Return when it is worth looking for an answer again. Raises Failure when it is not."""
     if link.losses != losses and link.connects:
-        raise _unanswered(Reason.UNREACHABLE, "the peer closed the connection before it answered", link, done)
+        raise _unanswered(Reason.UNREACHABLE, f"the connection ended before the answer: {CLOSED}", link, done)
     if not link.wait(flags, until):
         raise _unanswered(Reason.TIMED_OUT, "connected, but no answer in time", link, done)
 

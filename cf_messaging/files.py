@@ -54,7 +54,7 @@ def keep(path: str, data: bytes) -> bool:
     """Make path a file of mode 600 with these bytes, atomically; False if it held them already."""
     if _holds(path, data):
         return False
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = os.path.join(os.path.dirname(path), f".messages-{os.getpid()}.new")
     try:
         _write_new(temporary, data)
         os.replace(temporary, path)
@@ -86,7 +86,7 @@ def _write_new(path: str, data: bytes) -> None:
 def _remove(path: str) -> None:
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except OSError:  # none there; else what is done next there tells
         pass
 
 
@@ -113,7 +113,7 @@ def _line(row: dict[str, Any]) -> bytes:
 def _value(payload: bytes) -> Any:
     text = _text(payload)
     try:
-        value = json.loads(text, parse_int=_safe_int, parse_float=_safe_real, parse_constant=_unsafe_constant)
+        value = json.loads(text, parse_int=_safe_int, parse_float=_safe_real, parse_constant=float)
     except json.JSONDecodeError:
         return _safe_text(text)
     except RecursionError:
@@ -132,6 +132,8 @@ def _safe(value: Any, depth: int) -> Any:
     """The value with what cf-agent would stumble over made harmless; depth: levels that it is inside of."""
     if isinstance(value, str):
         return _safe_text(value)
+    if isinstance(value, float) and value - value != 0:
+        raise ValueError(f"{value}, which is no number of JSON")
     if not isinstance(value, (list, dict)):
         return value
     if depth == MAX_DEPTH:
@@ -160,7 +162,3 @@ def _safe_real(literal: str) -> float | str:
     """A float if it is written without an exponent, else its literal as a string: cf-agent ends its run on 1e-05."""
     value = float(literal)
     return value if "e" not in literal.lower() and repr(value).replace(".", "").lstrip("-").isdigit() else literal
-
-
-def _unsafe_constant(name: str) -> Any:
-    raise ValueError(f"{name}, which is no JSON")

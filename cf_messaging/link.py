@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from struct import unpack
 from time import monotonic
 
@@ -27,7 +28,10 @@ _EVENTS = (
 )
 _MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 _RECONNECT_MS = 50
+_serial = count()  # of monitors: libzmq frees their names late
 _NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
+# libzmq cuts a peer off whose message is too large, and does not say so.
+CLOSED = f"the peer closed it, or sent more than MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes"
 _OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
 
 
@@ -96,14 +100,14 @@ class Link:
         self._monitor.close(0)
         self.socket.close(linger_ms)
 
-    def await_peer(self, deadline: float, patient: bool) -> None:
+    def await_peer(self, deadline: float, patient: bool, or_message: bool = False) -> None:
         """Return once somebody is there. Raises Failure with what is known when time is over, or waiting no use.
 
-        patient: also wait for a peer that is not there yet.
+        patient: also wait for a peer that is not there yet; or_message: what a peer that left has said is enough.
         """
         self.observe(deadline)
-        while not self.peers:
-            if not self.wait(0, deadline) or (self._attempted and not patient):
+        while not self.peers and not (or_message and self.socket.poll(0)):
+            if not self.wait(READ if or_message else 0, deadline) or (self._attempted and not patient):
                 raise self.absence()
 
     def wait(self, flags: int, deadline: float) -> bool:
@@ -169,7 +173,7 @@ class Link:
         if self._connected and not self.losses:
             return Failure(Reason.REFUSED, _NOT_A_PEER, self.endpoint)
         if self.losses:
-            return Failure(Reason.UNREACHABLE, "the peer closed the connection", self.endpoint)
+            return Failure(Reason.UNREACHABLE, f"the connection ended: {CLOSED}", self.endpoint)
         return Failure(Reason.UNREACHABLE, self._attempted or "no answer to the connection attempt", self.endpoint)
 
     def try_send(self, frames: list[bytes]) -> bool:
@@ -249,7 +253,7 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
 
 def _watched(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     # Not pyzmq's get_monitor_socket(): it asks for all events, and its reader imports more than the run costs.
-    address = f"inproc://monitor-{id(socket)}"
+    address = f"inproc://monitor-{next(_serial)}"
     socket.monitor(address, _EVENTS)
     monitor = context.socket(zmq.PAIR)
     monitor.linger = 0

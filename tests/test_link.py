@@ -1,0 +1,390 @@
+"""One socket and its monitor, against plain sockets of this process: who is there, who left, and why nobody comes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import zmq
+
+from cf_messaging.link import READ, Link
+from cf_messaging.outcomes import Failure, Reason
+from cf_messaging.patterns import PATTERNS, Conversation
+from cf_messaging.wire import MAX_PAYLOAD_BYTES
+from peers import Peer, refused_endpoint, scaled
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+
+def in_time(seconds: float = 30) -> float:
+    return monotonic() + scaled(seconds)
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    """Of the links under test."""
+    context: Context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def plain() -> Iterator[Context]:
+    """Of their peers."""
+    context: Context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+def bound(context: Context, kind: int) -> tuple[Socket, str]:
+    """A peer at a port of its own."""
+    peer = context.socket(kind)
+    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
+    port = peer.bind_to_random_port("tcp://127.0.0.1")
+    return peer, f"tcp://127.0.0.1:{port}"
+
+
+def connected(context: Context, kind: int, endpoint: str) -> Socket:
+    peer = context.socket(kind)
+    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
+    peer.reconnect_ivl = 20
+    peer.connect(endpoint)
+    return peer
+
+
+def linked(context: Context, pattern: str, endpoint: str, bind: bool = False, answers: int | None = 1) -> Link:
+    topic = b"mine" if pattern in ("publish", "subscribe") else b""
+    talk = Conversation(PATTERNS[pattern], (endpoint,), bind, [b"x"], topic, answers, 0, 1)
+    return Link(context, talk, endpoint, endpoint, in_time())
+
+
+def wait_until_lost(link: Link) -> None:
+    """Returns once the link has seen a peer leave."""
+    losses, until = link.losses, in_time()
+    while link.losses == losses and monotonic() < until:
+        link.wait(0, until)
+    assert link.losses > losses
+
+
+# ---- who is there
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [
+        ("request", zmq.REP),
+        ("async_request", zmq.ROUTER),
+        ("reply", zmq.DEALER),
+        ("async_reply", zmq.REQ),
+        ("publish", zmq.SUB),
+        ("subscribe", zmq.XPUB),
+        ("push", zmq.PULL),
+        ("pull", zmq.PUSH),
+        ("pair", zmq.PAIR),
+    ],
+)
+def test_a_peer_is_seen_to_come_and_to_leave(context: Context, plain: Context, pattern: str, kind: int) -> None:
+    """Of every pattern: there once the handshake is done, gone once the connection has ended."""
+    peer, endpoint = bound(plain, kind)
+    link = linked(context, pattern, endpoint)
+    link.await_peer(in_time(), patient=True)
+    assert (link.peers, link.losses) == (1, 0)
+    peer.close(0)
+    wait_until_lost(link)
+    assert (link.peers, link.losses) == (0, 1)
+    assert link.absence().reason is Reason.UNREACHABLE
+    link.close()
+
+
+def test_peers_of_a_bound_socket_are_counted(context: Context, plain: Context, tmp_path: Path) -> None:
+    """Each one that comes and each one that leaves."""
+    link = linked(context, "pull", f"ipc://{tmp_path}/s", bind=True)
+    assert not link.connects and "nobody has connected" in str(link.absence())
+    pushers = [connected(plain, zmq.PUSH, f"ipc://{tmp_path}/s") for _ in range(3)]
+    until = in_time()
+    while link.peers < 3 and link.wait(0, until):
+        pass
+    pushers[0].close(0)
+    wait_until_lost(link)
+    assert (link.peers, link.losses) == (2, 1)
+    link.close()
+
+
+def test_a_peer_that_comes_late_is_waited_for(context: Context, plain: Context, tmp_path: Path) -> None:
+    """Patience: the first attempt was refused, a later one succeeds."""
+    link = linked(context, "request", f"ipc://{tmp_path}/s")
+    with pytest.raises(Failure, match="no such file"):
+        link.await_peer(in_time(), patient=False)
+    connected(plain, zmq.REP, "inproc://nowhere").bind(f"ipc://{tmp_path}/s")
+    link.await_peer(in_time(), patient=True)
+    assert link.peers == 1
+    link.close()
+
+
+def test_without_patience_a_refused_connection_is_not_waited_for(context: Context) -> None:
+    """Another endpoint may be better: the deadline of minutes is not used."""
+    link = linked(context, "push", refused_endpoint())
+    with pytest.raises(Failure, match="connection refused") as caught:
+        link.await_peer(in_time(300), patient=False)
+    assert caught.value.reason is Reason.UNREACHABLE
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"), [("request", zmq.PUB), ("subscribe", zmq.REP), ("push", zmq.ROUTER), ("pair", zmq.PULL)]
+)
+def test_a_socket_that_does_not_fit_ends_the_wait(context: Context, plain: Context, pattern: str, kind: int) -> None:
+    """It will never fit: even with patience the deadline of minutes is not used."""
+    _, endpoint = bound(plain, kind)
+    link = linked(context, pattern, endpoint)
+    with pytest.raises(Failure, match="does not fit") as caught:
+        link.await_peer(in_time(300), patient=True)
+    assert caught.value.reason is Reason.REFUSED
+    link.close()
+
+
+def test_another_mechanism_ends_the_wait(context: Context, plain: Context) -> None:
+    """A server that wants CURVE is told from one that is no ZeroMQ socket."""
+    peer, endpoint = bound(plain, zmq.REP)
+    peer.unbind(endpoint)
+    _, peer.curve_secretkey = zmq.curve_keypair()
+    peer.curve_server = True
+    peer.bind(endpoint)
+    link = linked(context, "request", endpoint)
+    with pytest.raises(Failure, match="CURVE") as caught:
+        link.await_peer(in_time(300), patient=True)
+    assert caught.value.reason is Reason.REFUSED
+    link.close()
+
+
+@pytest.mark.parametrize(
+    "words", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 64]
+)
+def test_no_zeromq_peer_is_refused(context: Context, words: bytes) -> None:
+    """Whatever it says, or nothing: it accepted, but there was no handshake."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = linked(context, "request", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        caller, _ = listener.accept()
+        caller.sendall(words)
+        with pytest.raises(Failure, match="is this a ZeroMQ socket") as caught:
+            link.await_peer(monotonic() + 0.3, patient=True)
+        assert caught.value.reason is Reason.REFUSED
+        link.close()
+        caller.close()
+
+
+def test_strangers_do_not_disturb_a_bound_socket(context: Context, plain: Context, tmp_path: Path) -> None:
+    """A web client, a caller that hangs up and a socket of another kind come first; the pusher is heard all the same."""
+    link = linked(context, "pull", f"ipc://{tmp_path}/s", bind=True)
+    strangers = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    for stranger in strangers:
+        stranger.connect(f"{tmp_path}/s")
+    strangers[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+    strangers[1].close()
+    connected(plain, zmq.SUB, f"ipc://{tmp_path}/s")
+    connected(plain, zmq.PUSH, f"ipc://{tmp_path}/s").send(b"task")
+    assert link.receive(in_time()) == [b"task"]
+    strangers[0].close()
+    link.close()
+
+
+# ---- where it is
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_address_in_use_is_local(context: Context, plain: Context, pattern: str) -> None:
+    """The text names endpoint and cause; the deadline bounds how long it is tried."""
+    _, endpoint = bound(plain, zmq.REP)
+    talk = Conversation(PATTERNS[pattern], (endpoint,), True, [], b"", 1, 0, 1)
+    with pytest.raises(Failure, match="in use") as caught:
+        Link(context, talk, endpoint, endpoint, monotonic() + 0.05)
+    assert caught.value.reason is Reason.LOCAL and endpoint in str(caught.value)
+
+
+def test_an_address_that_becomes_free_is_bound(context: Context, plain: Context) -> None:
+    """Another run may be about to leave it."""
+    owner, endpoint = bound(plain, zmq.REP)
+    threading.Timer(0.1, owner.close, [0]).start()
+    link = linked(context, "reply", endpoint, bind=True)
+    link.close()
+
+
+def test_bound_and_closed_again_and_again(context: Context, tmp_path: Path) -> None:
+    """An address is free for the next link at once, or soon enough."""
+    for _ in range(50):
+        linked(context, "reply", f"ipc://{tmp_path}/s", bind=True).close()
+
+
+def test_many_links_one_after_the_other(context: Context) -> None:
+    """Each has a monitor of its own, also when the last one was closed a moment ago."""
+    endpoint = refused_endpoint()
+    for _ in range(300):
+        linked(context, "request", endpoint).close()
+
+
+def test_abstract_and_ipv6_addresses(context: Context, plain: Context, tmp_path: Path) -> None:
+    """Both sides, where the host has IPv6."""
+    endpoints = [f"ipc://@{tmp_path}"]
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+            endpoints.append(f"tcp://[::1]:{probe.getsockname()[1]}")
+        except OSError:
+            print("no IPv6 here")
+    for endpoint in endpoints:
+        link = linked(context, "pull", endpoint, bind=True)
+        pusher = linked(context, "push", endpoint)
+        pusher.await_peer(in_time(), patient=True)
+        assert pusher.send([b"x"], in_time()) and link.receive(in_time()) == [b"x"]
+        pusher.close()
+        link.close()
+
+
+# ---- what it carries
+
+
+def test_nothing_comes_until_the_deadline(context: Context, plain: Context) -> None:
+    """None, and the peer is still there."""
+    _, endpoint = bound(plain, zmq.PUSH)
+    link = linked(context, "pull", endpoint)
+    link.await_peer(in_time(), patient=True)
+    assert link.receive(monotonic() + 0.02) is None and link.try_receive() is None
+    assert link.peers == 1
+    link.close()
+
+
+def test_a_peer_that_takes_no_more(context: Context, plain: Context) -> None:
+    """`send` waits for room until the deadline, then says so."""
+    peer, endpoint = bound(plain, zmq.PAIR)
+    peer.rcvhwm = 1
+    link = linked(context, "pair", endpoint)
+    link.await_peer(in_time(), patient=True)
+    large, until = b"x" * 1024 * 1024, in_time()
+    while link.try_send([large]) and monotonic() < until:
+        pass
+    while link.send([large], monotonic() + 0.1):  # the buffers of the kernel fill up
+        assert monotonic() < until
+    assert peer.recv() == large
+    assert link.send([large], in_time())
+    link.close()
+
+
+def test_a_slow_subscriber_is_waited_for(context: Context, plain: Context) -> None:
+    """Nothing is dropped by a publisher whose subscriber has no room: it is handed over later, or not at all."""
+    link = linked(context, "publish", "tcp://127.0.0.1:*", bind=True)
+    subscriber = plain.socket(zmq.SUB)
+    subscriber.rcvhwm, subscriber.rcvtimeo = 1, int(scaled(30) * 1000)
+    subscriber.subscribe(b"")
+    subscriber.connect(link.socket.getsockopt_string(zmq.LAST_ENDPOINT))
+    until = in_time()
+    while not link.subscriptions and link.wait(READ, until):
+        link.take_subscriptions()
+    sent = 0
+    while link.send([b"mine", b"%d" % sent, b"x" * 1024 * 1024], monotonic() + 0.1):
+        sent += 1
+    assert sent and monotonic() < until
+    assert [subscriber.recv_multipart()[1] for _ in range(sent)] == [b"%d" % number for number in range(sent)]
+    link.close()
+
+
+def test_an_answer_to_one_who_has_left(context: Context, plain: Context, tmp_path: Path) -> None:
+    """A ROUTER says that it could not be handed over, instead of dropping it silently or raising."""
+    link = linked(context, "async_reply", f"ipc://{tmp_path}/s", bind=True)
+    asker = connected(plain, zmq.DEALER, f"ipc://{tmp_path}/s")
+    asker.send(b"question")
+    frames = link.receive(in_time())
+    assert frames is not None and link.try_send([frames[0], b"answer"])
+    asker.close(0)
+    wait_until_lost(link)
+    assert not link.try_send([frames[0], b"answer"])
+    link.close()
+
+
+def test_what_was_handed_over_leaves_after_the_close(plain: Context) -> None:
+    """Linger: 50 tasks arrive although link and context are closed at once."""
+    peer, endpoint = bound(plain, zmq.PULL)
+    context: Context = zmq.Context()
+    link = linked(context, "push", endpoint)
+    link.await_peer(in_time(), patient=True)
+    assert all(link.send([b"%d" % number], in_time()) for number in range(50))
+    link.close(linger_ms=int(scaled(10) * 1000))
+    context.term()
+    assert [peer.recv() for _ in range(50)] == [b"%d" % number for number in range(50)]
+
+
+def test_messages_of_a_pusher_that_left_are_there(context: Context, plain: Context) -> None:
+    """Received and not yet read: they outlive their sender."""
+    peer, endpoint = bound(plain, zmq.PUSH)
+    link = linked(context, "pull", endpoint, answers=None)
+    for number in range(10):
+        peer.send(b"%d" % number)
+    peer.close(int(scaled(10) * 1000))
+    wait_until_lost(link)
+    assert [link.receive(in_time()) for _ in range(10)] == [[b"%d" % number] for number in range(10)]
+    link.close()
+
+
+def test_a_message_over_the_limit_cuts_the_connection(context: Context, plain: Context) -> None:
+    """The limit itself goes through; one byte more is a loss, and the link still works."""
+    peer, endpoint = bound(plain, zmq.PUSH)
+    link = linked(context, "pull", endpoint, answers=None)
+    peer.send(b"x" * MAX_PAYLOAD_BYTES)
+    frames = link.receive(in_time())
+    assert frames is not None and [len(frame) for frame in frames] == [MAX_PAYLOAD_BYTES]
+    peer.send(b"x" * (MAX_PAYLOAD_BYTES + 1))
+    wait_until_lost(link)
+    link.await_peer(in_time(), patient=True)
+    peer.send(b"small")
+    assert link.receive(in_time()) == [b"small"]
+    link.close()
+
+
+# ---- subscribers
+
+
+def matching(link: Link) -> list[set[bytes]]:
+    return sorted(link.subscriptions.values(), key=sorted)
+
+
+def take(link: Link, *prefixes: set[bytes]) -> None:
+    """Returns once exactly these subscribers are known."""
+    until = in_time()
+    while matching(link) != sorted(prefixes, key=sorted) and link.wait(READ, until):
+        link.take_subscriptions()
+        link.observe(until)
+    assert matching(link) == sorted(prefixes, key=sorted)
+
+
+def test_subscriptions_are_known_by_subscriber(context: Context, plain: Context, tmp_path: Path) -> None:
+    """Several prefixes of one, the same prefix of two, one taken back, and one who leaves."""
+    link = linked(context, "publish", f"ipc://{tmp_path}/s", bind=True)
+    first, second = (connected(plain, zmq.SUB, f"ipc://{tmp_path}/s") for _ in range(2))
+    for subscriber, prefix in ((first, b"a"), (first, b"b"), (second, b"a"), (second, b"")):
+        subscriber.subscribe(prefix)
+    take(link, {b"a", b"b"}, {b"a", b""})
+    first.unsubscribe(b"b")
+    second.unsubscribe(b"")
+    take(link, {b"a"}, {b"a"})
+    second.close(0)
+    take(link, {b"a"})
+    link.close()
+
+
+def test_a_subscriber_in_the_place_of_one_who_left(context: Context, tmp_path: Path) -> None:
+    """The kernel gives its descriptor to the next one, who is not taken for the one that has left."""
+    link = linked(context, "publish", f"ipc://{tmp_path}/s", bind=True)
+    with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "a"):
+        take(link, {b"a"})
+    link.socket.poll(int(scaled(30) * 1000))  # its subscription is taken back
+    with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "b"):
+        until = in_time()
+        while link.socket.recv() != b"\1b":  # as if the link had looked away: this one is told again below
+            assert monotonic() < until
+        with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "c"):
+            take(link, {b"c"})
+    link.close()
