@@ -15,7 +15,7 @@ from cf_messaging.link import READ, Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
-from peers import Peer, refused_endpoint, scaled
+from peers import refused_endpoint, scaled
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -120,7 +120,8 @@ def test_a_peer_that_comes_late_is_waited_for(context: Context, plain: Context, 
     link = linked(context, "request", f"ipc://{tmp_path}/s")
     with pytest.raises(Failure, match="no such file"):
         link.await_peer(in_time(), patient=False)
-    connected(plain, zmq.REP, "inproc://nowhere").bind(f"ipc://{tmp_path}/s")
+    peer = plain.socket(zmq.REP)
+    peer.bind(f"ipc://{tmp_path}/s")
     link.await_peer(in_time(), patient=True)
     assert link.peers == 1
     link.close()
@@ -150,21 +151,17 @@ def test_a_socket_that_does_not_fit_ends_the_wait(context: Context, plain: Conte
 
 def test_another_mechanism_ends_the_wait(context: Context, plain: Context) -> None:
     """A server that wants CURVE is told from one that is no ZeroMQ socket."""
-    peer, endpoint = bound(plain, zmq.REP)
-    peer.unbind(endpoint)
+    peer = plain.socket(zmq.REP)
     _, peer.curve_secretkey = zmq.curve_keypair()
     peer.curve_server = True
-    peer.bind(endpoint)
-    link = linked(context, "request", endpoint)
+    link = linked(context, "request", f"tcp://127.0.0.1:{peer.bind_to_random_port('tcp://127.0.0.1')}")
     with pytest.raises(Failure, match="CURVE") as caught:
         link.await_peer(in_time(300), patient=True)
     assert caught.value.reason is Reason.REFUSED
     link.close()
 
 
-@pytest.mark.parametrize(
-    "words", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 64]
-)
+@pytest.mark.parametrize("words", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64])
 def test_no_zeromq_peer_is_refused(context: Context, words: bytes) -> None:
     """Whatever it says, or nothing: it accepted, but there was no handshake."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -179,17 +176,25 @@ def test_no_zeromq_peer_is_refused(context: Context, words: bytes) -> None:
 
 
 def test_strangers_do_not_disturb_a_bound_socket(context: Context, plain: Context, tmp_path: Path) -> None:
-    """A web client, a caller that hangs up and a socket of another kind come first; the pusher is heard all the same."""
+    """One caller is silent, one hangs up, one is a socket of another kind, one wants CURVE: the pusher is heard."""
     link = linked(context, "pull", f"ipc://{tmp_path}/s", bind=True)
-    strangers = [socket.socket(socket.AF_UNIX) for _ in range(2)]
-    for stranger in strangers:
-        stranger.connect(f"{tmp_path}/s")
-    strangers[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
-    strangers[1].close()
-    connected(plain, zmq.SUB, f"ipc://{tmp_path}/s")
-    connected(plain, zmq.PUSH, f"ipc://{tmp_path}/s").send(b"task")
+    silent, hurried = (socket.socket(socket.AF_UNIX) for _ in range(2))
+    for caller in (silent, hurried):
+        caller.connect(f"{tmp_path}/s")
+    hurried.close()
+    subscriber = connected(plain, zmq.SUB, f"ipc://{tmp_path}/s")
+    secretive = plain.socket(zmq.PUSH)
+    secretive.curve_publickey, secretive.curve_secretkey = zmq.curve_keypair()
+    secretive.curve_serverkey = secretive.curve_publickey
+    secretive.connect(f"ipc://{tmp_path}/s")
+    until = in_time()
+    while link.absence().reason is Reason.UNREACHABLE and link.wait(0, until):
+        pass
+    pusher = connected(plain, zmq.PUSH, f"ipc://{tmp_path}/s")
+    pusher.send(b"task")
     assert link.receive(in_time()) == [b"task"]
-    strangers[0].close()
+    for each in (subscriber, secretive, silent):
+        each.close()
     link.close()
 
 
@@ -264,7 +269,7 @@ def test_a_peer_that_takes_no_more(context: Context, plain: Context) -> None:
     peer.rcvhwm = 1
     link = linked(context, "pair", endpoint)
     link.await_peer(in_time(), patient=True)
-    large, until = b"x" * 1024 * 1024, in_time()
+    large, until = b"x" * 4 * 1024 * 1024, in_time()
     while link.try_send([large]) and monotonic() < until:
         pass
     while link.send([large], monotonic() + 0.1):  # the buffers of the kernel fill up
@@ -330,7 +335,7 @@ def test_messages_of_a_pusher_that_left_are_there(context: Context, plain: Conte
 
 
 def test_a_message_over_the_limit_cuts_the_connection(context: Context, plain: Context) -> None:
-    """The limit itself goes through; one byte more is a loss, and the link still works."""
+    """The limit itself goes through; one byte more is a loss, and a new link still works."""
     peer, endpoint = bound(plain, zmq.PUSH)
     link = linked(context, "pull", endpoint, answers=None)
     peer.send(b"x" * MAX_PAYLOAD_BYTES)
@@ -338,7 +343,9 @@ def test_a_message_over_the_limit_cuts_the_connection(context: Context, plain: C
     assert frames is not None and [len(frame) for frame in frames] == [MAX_PAYLOAD_BYTES]
     peer.send(b"x" * (MAX_PAYLOAD_BYTES + 1))
     wait_until_lost(link)
-    link.await_peer(in_time(), patient=True)
+    assert "MAX_PAYLOAD_BYTES" in str(link.absence())
+    link.close()
+    link = linked(context, "pull", endpoint, answers=None)
     peer.send(b"small")
     assert link.receive(in_time()) == [b"small"]
     link.close()
@@ -372,19 +379,4 @@ def test_subscriptions_are_known_by_subscriber(context: Context, plain: Context,
     take(link, {b"a"}, {b"a"})
     second.close(0)
     take(link, {b"a"})
-    link.close()
-
-
-def test_a_subscriber_in_the_place_of_one_who_left(context: Context, tmp_path: Path) -> None:
-    """The kernel gives its descriptor to the next one, who is not taken for the one that has left."""
-    link = linked(context, "publish", f"ipc://{tmp_path}/s", bind=True)
-    with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "a"):
-        take(link, {b"a"})
-    link.socket.poll(int(scaled(30) * 1000))  # its subscription is taken back
-    with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "b"):
-        until = in_time()
-        while link.socket.recv() != b"\1b":  # as if the link had looked away: this one is told again below
-            assert monotonic() < until
-        with Peer.start("sub", "--connect", f"ipc://{tmp_path}/s", "--topic", "c"):
-            take(link, {b"c"})
     link.close()

@@ -65,7 +65,8 @@ def test_many_promises_to_a_silent_listener_cost_two_timeouts(
 def test_patterns_share_what_was_learned(agent: Agent) -> None:
     """A dead listener is dead for every pattern that connects to it."""
     asked = [
-        f'"p{i}" pattern => "{pattern}", {said} timeout => "{scaled(1)}", endpoint => @(there), classes => outcome("p{i}");'
+        f'"p{i}" pattern => "{pattern}", {said} timeout => "{scaled(1)}", endpoint => @(there),'
+        f' classes => outcome("p{i}");'
         for i, (pattern, said) in enumerate(
             [("push", 'payload => "x",'), ("pull", ""), ("subscribe", ""), ("async_request", 'payload => "x",')] * 5
         )
@@ -120,10 +121,11 @@ def test_a_short_timeout_holds_for_every_pattern(agent: Agent, tmp_path: Path) -
 
 
 def test_a_run_with_nothing_in_flight_ends_without_a_word(agent: Agent, peer: Start) -> None:
-    """Pushes that left, an answered request, an unanswered one and a dead listener leave nothing to wait for or to say."""
+    """Pushes that left, requests answered or not and a dead listener leave nothing to wait for or to say."""
     ends = {"push": peer("pull"), "request": peer("rep"), "async_request": peer("silent-router")}
     lines = [
-        f'"{pattern}" pattern => "{pattern}", payload => "x", timeout => "{scaled(0.5)}", endpoint => "{end.endpoint}";\n'
+        f'"{pattern}" pattern => "{pattern}", payload => "x",'
+        f' timeout => "{scaled(0.5)}", endpoint => "{end.endpoint}";\n'
         for pattern, end in ends.items()
     ]
     run = agent.run("  messages:\n" + "".join(lines))
