@@ -30,7 +30,23 @@ def parse(endpoint: str) -> Endpoint:
         raise ValueError(f"allowed is {ALLOWED}")
     if not 1 <= int(parts[3]) <= 65535:
         raise ValueError("the port must be 1 to 65535")
+    if not (_is_ipv6(parts[1]) if parts[1] else _is_name_or_ipv4(parts[2])):
+        raise ValueError(f"{parts[1] or parts[2]} is no address")
     return Endpoint("tcp", parts[1] or parts[2], int(parts[3]))
+
+
+def _is_name_or_ipv4(host: str) -> bool:
+    # What only looks like an address would be looked up by libzmq, in the thread that serves all sockets.
+    return not _IPV4.fullmatch(host) or all(int(number) <= 255 for number in host.split("."))
+
+
+def _is_ipv6(host: str) -> bool:
+    import socket
+
+    try:
+        return bool(socket.inet_pton(socket.AF_INET6, host.partition("%")[0]))
+    except OSError:
+        return False
 
 
 def resolve(endpoint: str, deadline: float) -> list[str]:

@@ -154,7 +154,9 @@ class Link:
             self.peers -= 1
             self.losses += 1
         else:  # libzmq reports no failed handshake when the socket types do not fit each other
-            self._refuse("is a ZeroMQ socket of a kind that does not fit this pattern")
+            self._refuse(
+                "ends ZeroMQ's handshake: a socket of a kind that does not fit this pattern, or no ZeroMQ socket"
+            )
 
     def _refuse(self, detail: str) -> None:
         self._trouble = Failure(Reason.REFUSED, detail, self.endpoint)

@@ -384,6 +384,14 @@ def refused_endpoint() -> str:
     return f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
 
 
+def resolves(name: str) -> bool:
+    """Whether this machine knows the name; a root made by debootstrap alone has no /etc/hosts."""
+    try:
+        return bool(socket.getaddrinfo(name, 1))
+    except OSError:
+        return False
+
+
 def free_endpoint() -> str:
     """For the other side to bind. Somebody may take it first, so prefer an ipc:// endpoint below tmp_path."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -102,6 +102,7 @@ def read_answers(said: bytes, cut_off: bool = False) -> list[Answer]:
             logs.append(line.decode("utf-8", "surrogateescape"))
             continue
         reply = json.loads(line.decode("utf-8", "surrogateescape"), parse_constant=refuse_constant)
+        assert reply["result"] is None or isinstance(reply["result"], str), reply
         assert reply["result"] in RESULTS or reply.get("operation") in ("init", "terminate"), reply
         assert next(waiting, None) == b"", "no blank line after the reply"
         answers.append(Answer(logs, reply))

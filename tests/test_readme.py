@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import Agent
 from cf_messaging.attributes import ATTRIBUTES
 from cf_messaging.patterns import EVERY, PATTERNS, allowing
 
@@ -95,3 +96,13 @@ def test_the_two_commands(command: str) -> None:
 def test_changelog() -> None:
     """CHANGELOG.md has a section for what is not released yet."""
     assert re.search(r"^## \[?Unreleased\b", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+
+
+def test_policies_of_the_readme(agent: Agent) -> None:
+    """Each policy shown is one that cf-agent takes, with a promise that would be evaluated."""
+    blocks = re.findall(r"```cf3\n(.*?)```", readme(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (section,) = re.findall(r"^ *messages:.*?;$", block, re.MULTILINE | re.DOTALL)
+        run = agent.run(section + "\n", options=["--dry-run"])
+        assert [warning.count("Should ask tcp://hub:5301") for warning in run.warnings] == [1]
