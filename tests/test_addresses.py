@@ -236,7 +236,7 @@ def test_ipc_paths(tmp_path: Path) -> None:
             assert why_unreachable(f"ipc://{name}", in_time()) == ""
 
 
-@pytest.mark.parametrize("host", ["[::1]", "[fe80::1%nosuch]", "999.1.1.1", "[::ffff:127.0.0.1]", "[1:2]"])
+@pytest.mark.parametrize("host", ["[::1]", "[fe80::1%nosuch]", "[::ffff:127.0.0.1]"])
 def test_odd_literals_are_told_in_words(host: str) -> None:
     """What the grammar lets through but the host does not have ends in the words of the host."""
     with socket.socket(socket.AF_INET6) as bound:
