@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from .files import Message
 from .link import CLOSED, READ, WRITE
 from .outcomes import Failure, Reason
@@ -80,7 +82,7 @@ def _ask_in_turn(link: Link, talk: Conversation, until: float, done: Exchanged) 
 
 def _ask_at_once(link: Link, talk: Conversation, until: float, done: Exchanged) -> None:
     """All payloads in flight together. Of several, each carries its number, which tells whose answer an answer is."""
-    while link.try_receive():
+    while monotonic() < until and link.try_receive():
         pass  # second answers to earlier questions
     losses = link.losses
     envelopes = _envelopes(link, [index for index, message in enumerate(done.messages) if message is None], talk)
@@ -89,16 +91,16 @@ def _ask_at_once(link: Link, talk: Conversation, until: float, done: Exchanged) 
     while waiting:
         while unsent and link.try_send(unsent[-1]):
             unsent.pop()
-        frames = link.try_receive()
+        frames = link.try_receive() if monotonic() < until else None
         if frames is None:
             _await_answer(link, READ | WRITE if unsent else READ, losses, until, done)
-        while frames is not None:
+        else:
             _settle(link, frames, waiting, done)
-            frames = link.try_receive()
 
 
 def _envelopes(link: Link, indexes: list[int], talk: Conversation) -> dict[int, list[bytes]]:
     if len(talk.payloads) == 1:
+        link.asked_alone = True
         return {0: [b""]}
     first = link.serial
     link.serial += len(indexes)
@@ -117,6 +119,8 @@ def _settle(link: Link, frames: list[bytes], waiting: dict[tuple[bytes, ...], in
 
 def _is_second(link: Link, frames: list[bytes]) -> bool:
     """Whether this answers, once more, a request that was asked on this socket: the first answer counts."""
+    if len(frames) == 2:
+        return link.asked_alone and not frames[0]
     return len(frames) == 3 and not frames[1] and frames[0].isdigit() and int(frames[0][:12]) < link.serial
 
 
@@ -124,7 +128,7 @@ def _await_answer(link: Link, flags: int, losses: int, until: float, done: Excha
     """Return when it is worth looking for an answer again. Raises Failure when it is not."""
     if link.losses != losses and link.connects:
         raise _unanswered(Reason.UNREACHABLE, f"the connection ended before the answer: {CLOSED}", link, done)
-    if not link.wait(flags, until):
+    if monotonic() >= until or not link.wait(flags, until):  # also when what comes is no answer, and keeps coming
         raise _unanswered(Reason.TIMED_OUT, "connected, but no answer in time", link, done)
 
 

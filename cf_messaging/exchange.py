@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from itertools import islice
 from time import monotonic
 
 import zmq
@@ -24,6 +25,7 @@ _MAX_LINKS = 200
 # Promises that met only silence at an address before the rest of the run does without it.
 _SILENCES_ENOUGH = 2
 _LOOK_S = 0.01  # at a bound socket where nobody came before in this run
+_LOOK_AT_MOST = 1000  # messages that were fetched in vain
 _LINGER_MS = 1000  # for what was handed over, once the run is over
 _ELSEWHERE = (Reason.UNREACHABLE, Reason.REFUSED, Reason.TIMED_OUT)  # failures that another endpoint may not have
 
@@ -38,7 +40,8 @@ class Exchange:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._links: dict[tuple[str, str, bool, bytes], Link] = {}
         self._addresses: dict[str, list[str]] = {}
-        self._hopeless: dict[str, Failure] = {}
+        self._unresolved: dict[str, Failure] = {}  # by endpoint
+        self._hopeless: dict[str, Failure] = {}  # by address
         self._silences: dict[str, int] = {}
 
     def converse(self, talk: Conversation, deadline: float) -> Exchanged:
@@ -63,7 +66,7 @@ class Exchange:
         lost = [words for link in self._links.values() for words in _unread(link)]
         started = monotonic()
         for link in self._links.values():
-            link.close(_LINGER_MS)
+            link.close(0 if link.kind in ("SUB", "PULL") else _LINGER_MS)  # these have nothing to say
         self._links.clear()
         self._context.term()
         if monotonic() - started >= _LINGER_MS / 1000:
@@ -91,26 +94,23 @@ class Exchange:
                     missed.append(self._hopeless[address])
 
     def _resolved(self, endpoint: str, deadline: float) -> list[str]:
-        if endpoint in self._hopeless:
-            raise self._hopeless[endpoint]
+        if endpoint in self._unresolved:
+            raise self._unresolved[endpoint]
         if endpoint not in self._addresses:
             try:
                 self._addresses[endpoint] = resolve(endpoint, deadline)
             except Failure as failure:
-                self._give_up(endpoint, failure)
+                self._unresolved[endpoint] = _remembered(failure)
                 raise
         return self._addresses[endpoint]
 
     def _learn(self, address: str, failure: Failure, done: Exchanged) -> None:
         if failure.reason in (Reason.UNREACHABLE, Reason.LOCAL):
-            self._give_up(address, failure)
+            self._hopeless[address] = _remembered(failure)
         elif failure.reason in _ELSEWHERE and not done.received:
             self._silences[address] = self._silences.get(address, 0) + 1
             if self._silences[address] >= _SILENCES_ENOUGH:
-                self._give_up(address, failure)
-
-    def _give_up(self, where: str, failure: Failure) -> None:
-        self._hopeless[where] = Failure(failure.reason, f"{failure} (seen before in this run, not waited for again)")
+                self._hopeless[address] = _remembered(failure)
 
     def _link(self, talk: Conversation, candidate: Candidate) -> Link:
         """The socket for this conversation: the one that is open already, or a new one."""
@@ -153,6 +153,10 @@ class Exchange:
             self._links.pop(key).close()
 
 
+def _remembered(failure: Failure) -> Failure:
+    return Failure(failure.reason, f"{failure} (seen before in this run, not waited for again)")
+
+
 def _share(deadline: float, parts: int) -> float:
     now = monotonic()
     return now + max(0.0, deadline - now) / parts
@@ -160,6 +164,7 @@ def _share(deadline: float, parts: int) -> float:
 
 def _unread(link: Link) -> Iterator[str]:
     """What a PULL has fetched beyond what was wanted: its peer counts it as taken."""
-    count = sum(1 for _ in iter(link.try_receive, None)) if link.kind == "PULL" else 0
+    # Up to a limit: a peer that goes on pushing would go on losing.
+    count = sum(1 for _ in islice(iter(link.try_receive, None), _LOOK_AT_MOST)) if link.kind == "PULL" else 0
     if count:
-        yield f"{link.endpoint}: {count} messages more than wanted were fetched and are lost: raise 'count'"
+        yield f"{link.endpoint}: at least {count} messages more than wanted were fetched and are lost: raise 'count'"
