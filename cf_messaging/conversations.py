@@ -100,7 +100,6 @@ def _ask_at_once(link: Link, talk: Conversation, until: float, done: Exchanged) 
 
 def _envelopes(link: Link, indexes: list[int], talk: Conversation) -> dict[int, list[bytes]]:
     if len(talk.payloads) == 1:
-        link.asked_alone = True
         return {0: [b""]}
     first = link.serial
     link.serial += len(indexes)
@@ -119,8 +118,6 @@ def _settle(link: Link, frames: list[bytes], waiting: dict[tuple[bytes, ...], in
 
 def _is_second(link: Link, frames: list[bytes]) -> bool:
     """Whether this answers, once more, a request that was asked on this socket: the first answer counts."""
-    if len(frames) == 2:
-        return link.asked_alone and not frames[0]
     return len(frames) == 3 and not frames[1] and frames[0].isdigit() and int(frames[0][:12]) < link.serial
 
 

@@ -46,7 +46,6 @@ class Link:
         "_monitor",
         "_trouble",
         "address",
-        "asked_alone",
         "endpoint",
         "kind",
         "losses",
@@ -65,7 +64,6 @@ class Link:
         self.peers = 0  # connections whose handshake succeeded and that were not seen to end
         self.losses = 0  # connections that ended after their handshake
         self.serial = 0  # of the numbered requests that were asked here
-        self.asked_alone = False  # whether requests without a number were
         self.subscriptions: dict[int, set[bytes]] = {}  # XPUB: file descriptor of a subscriber -> its prefixes
         self._bound = talk.bind
         self._connected = False
