@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cf_messaging.attributes import Promise
     from cf_messaging.conversations import Exchanged
     from cf_messaging.exchange import Exchange
+    from cf_messaging.wire import Message
 
 VERSION = "0.1.0"
 
@@ -143,7 +144,7 @@ def _concluded(promise: Promise, talk: Conversation, done: Exchanged) -> Outcome
     return repaired(text, suffixes) if done.said and not is_check else kept(text, suffixes)
 
 
-def _check_expected(expect: re.Pattern[str], messages: list[files.Message], endpoint: str) -> None:
+def _check_expected(expect: re.Pattern[str], messages: list[Message], endpoint: str) -> None:
     for message in messages:
         text = message.payload.decode("utf-8", "surrogateescape")
         if not expect.fullmatch(text):

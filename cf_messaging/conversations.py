@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from time import monotonic
 
-from .files import Message
 from .link import CLOSED, READ, WRITE
 from .outcomes import Failure, Reason
 from .patterns import ANSWER, ASK, listens
-from .wire import MAX_RECEIVED_BYTES, MESSAGE_OVERHEAD_BYTES
+from .wire import MAX_RECEIVED_BYTES, MESSAGE_OVERHEAD_BYTES, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections import namedtuple
 
 from .outcomes import Failure, Reason
 from .wire import MAX_PAYLOAD_BYTES
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-# payload, topic: bytes as they came; topic is empty for patterns that have none.
-Message = namedtuple("Message", "payload topic")
+    from .wire import Message
 
 MAX_DEPTH = 64  # levels of nesting in a file for readjson(), its own two included
 _INT_RANGE = range(-(2**31), 2**31)  # cf-agent wraps larger integers silently

@@ -40,12 +40,12 @@ class Link:
 
     __slots__ = (
         "_attempted",
-        "_bound",
         "_connected",
         "_failing",
         "_monitor",
         "_trouble",
         "address",
+        "connects",
         "endpoint",
         "kind",
         "losses",
@@ -65,7 +65,7 @@ class Link:
         self.losses = 0  # connections that ended after their handshake
         self.serial = 0  # of the numbered requests that were asked here
         self.subscriptions: dict[int, set[bytes]] = {}  # XPUB: file descriptor of a subscriber -> its prefixes
-        self._bound = talk.bind
+        self.connects = not talk.bind
         self._connected = False
         self._failing = 0  # connections whose handshake failed and whose end the monitor has still to tell
         self._attempted = ""  # what came of a connection attempt that failed
@@ -81,7 +81,7 @@ class Link:
             raise
 
     def _attach(self, deadline: float) -> None:
-        if not self._bound:
+        if self.connects:
             self.socket.connect(self.address)
             return
         while True:
@@ -123,7 +123,7 @@ class Link:
         while self._monitor.poll(0):
             event, value = unpack("=Hi", self._monitor.recv_multipart()[0])
             self._take(event, value, deadline)
-        if self._trouble and not self._bound:
+        if self._trouble and self.connects:
             raise self._trouble
 
     def _take(self, event: int, value: int, deadline: float) -> None:
@@ -161,15 +161,11 @@ class Link:
     def _refuse(self, detail: str) -> None:
         self._trouble = Failure(Reason.REFUSED, detail, self.endpoint)
 
-    @property
-    def connects(self) -> bool:
-        return not self._bound
-
     def absence(self) -> Failure:
         """Why nobody is there, as far as it can be told."""
         if self._trouble:
             return self._trouble
-        if self._bound:
+        if not self.connects:
             detail = "all who had connected have left" if self.losses else "nobody has connected"
             return Failure(Reason.UNREACHABLE, detail, self.endpoint)
         if self._connected and not self.losses:

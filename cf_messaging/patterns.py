@@ -14,7 +14,7 @@ ASK, ANSWER, SAY, HEAR, PAIR = "ask", "answer", "say", "hear", "pair"
 Pattern = namedtuple("Pattern", "name socket conversation payload attributes")
 
 # What the endpoints' sockets are to do. payloads: bytes each. answers: how many messages are wanted back (None: all
-# that come). topic: bytes. at_once: several payloads in flight together.
+# that come; 0: none). topic: bytes.
 Conversation = namedtuple("Conversation", "pattern endpoints bind payloads topic answers retries subscribers")
 
 EVERY = frozenset(("pattern", "endpoint", "bind", "timeout"))

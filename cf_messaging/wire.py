@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ MAX_RECEIVED_BYTES = 64 * 1024 * 1024
 MESSAGE_OVERHEAD_BYTES = 64
 # Subscriptions and topics travel with every message and are compared for each.
 MAX_TOPIC_BYTES = 1024
+
+# payload, topic: bytes as they came; topic is empty for patterns that have none.
+Message = namedtuple("Message", "payload topic")
 
 
 def encode(value: Any) -> bytes:

@@ -112,7 +112,9 @@ def main() -> None:
         stage = Path(folder)
         shutil.copytree(REPOSITORY / "examples", stage / "examples")
         (stage / "examples/def.json").write_text(json.dumps({"vars": {"messages_hub": hub}}))
-        template = make_work_directory(stage / "template")
+        restrict(stage / "examples")
+        template = make_work_directory(stage / "template", shutil.which("cf-promises") or sys.exit("no cf-promises"))
+        subprocess.run(["cf-key"], env=environment(template), check=True, stdout=subprocess.DEVNULL)
         good = [play(scene, stage, template) for scene in SCENES]
         with subprocess.Popen([sys.executable, "-c", WORLD_SERVER, f"{hub}:5301"]) as server:
             good.append(play(WORLD, stage, template))
@@ -122,17 +124,18 @@ def main() -> None:
     print("All promises came out as they should.")
 
 
-def make_work_directory(work: Path) -> Path:
-    """What cf-agent needs to run apart from the machine's own one, with the promise type in it."""
+def make_work_directory(work: Path, cf_promises: str) -> Path:
+    """What cf-agent needs to run apart from the machine's own one, with the promise type in it; no key pair yet."""
     for name in ("inputs", "bin", "state", "ppkeys", "modules/promises"):
         (work / name).mkdir(parents=True)
-    cf_promises = shutil.which("cf-promises") or sys.exit("cf-promises is not installed")
     (work / "bin/cf-promises").symlink_to(cf_promises)
-    for name in SHIPPED:
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        copy(REPOSITORY / name, work / "modules/promises" / name)
-    restrict(work.parent)
-    subprocess.run(["cf-key"], env=environment(work), check=True, stdout=subprocess.DEVNULL)
+    modules = work / "modules/promises"
+    for source in (REPOSITORY / name for name in SHIPPED):
+        if source.is_dir():
+            shutil.copytree(source, modules / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, modules)
+    restrict(work)
     return work
 
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from demo import make_work_directory, restrict
 from peers import scaled
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHIPPED = ("messages_promise.py", "cfengine.py", "cf_messaging")
 SYSTEM_PYTHON = "/usr/bin/python3"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/var/cfengine/bin"
 LOG_LINE = re.compile(r"(CRITICAL| *(?:error|warning|notice|info|verbose|debug)): (.*)")
@@ -231,29 +230,12 @@ class Agent:
 
 def make_template(path: Path) -> Path:
     """The work directory that every Agent starts from; made once, since a key pair and compiling take long."""
-    for name in ("inputs", "bin", "state", "ppkeys", "modules/promises"):
-        (path / name).mkdir(parents=True)
-    (path / "bin/cf-promises").symlink_to(program("cf-promises"))
-    modules = path / "modules/promises"
-    for source in (REPOSITORY / name for name in SHIPPED):
-        if source.is_dir():
-            shutil.copytree(source, modules / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy2(source, modules)
+    modules = make_work_directory(path, program("cf-promises")) / "modules/promises"
     (modules / "witness.sh").write_text(WITNESS)
     restrict(path)
     for command in ([SYSTEM_PYTHON, "-m", "compileall", "-q", str(modules)], [program("cf-key")]):
         subprocess.run(command, env=environment(path), check=True, stdout=subprocess.DEVNULL, timeout=scaled(120))
     return path
-
-
-def restrict(path: Path) -> None:
-    """cf-agent takes only what nobody else could have written."""
-    for folder, _, files in os.walk(path):
-        os.chmod(folder, 0o700)
-        for name in files:
-            if not os.path.islink(os.path.join(folder, name)):
-                os.chmod(os.path.join(folder, name), 0o600)
 
 
 def environment(work: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from hypothesis import settings
 
 from agent import Agent, make_template
@@ -28,6 +29,14 @@ def agent(tmp_path: Path, agent_template: Path) -> Iterator[Agent]:
     agent = Agent(tmp_path / "agent", agent_template)
     yield agent
     agent.close()
+
+
+@pytest.fixture
+def plain() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """Of the peers in this process."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    context.destroy(linger=0)
 
 
 @pytest.fixture

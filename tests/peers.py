@@ -384,6 +384,19 @@ def refused_endpoint() -> str:
     return f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
 
 
+def in_time(seconds: float = 30) -> float:
+    """A deadline of time.monotonic()."""
+    return time.monotonic() + scaled(seconds)
+
+
+def bound(context: zmq.Context[Socket], kind: int) -> tuple[Socket, str]:
+    """A peer in this process, at a port of its own."""
+    peer = context.socket(kind)
+    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
+    port = peer.bind_to_random_port("tcp://127.0.0.1")
+    return peer, f"tcp://127.0.0.1:{port}"
+
+
 def resolves(name: str) -> bool:
     """Whether this machine knows the name; a root made by debootstrap alone has no /etc/hosts."""
     try:

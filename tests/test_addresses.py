@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cf_messaging.addresses import Endpoint, parse, resolve, why_unreachable
 from cf_messaging.outcomes import Failure, Reason
-from peers import resolves, scaled
+from peers import in_time, resolves, scaled
 
 # Pieces of which endpoints and near misses are made.
 PIECES = st.sampled_from(
@@ -23,10 +23,6 @@ PIECES = st.sampled_from(
 )
 HOSTS = st.from_regex(r"[A-Za-z0-9_.-]{1,60}", fullmatch=True)
 PORTS = st.integers(1, 65535)
-
-
-def in_time(seconds: float = 30) -> float:
-    return monotonic() + scaled(seconds)
 
 
 # ---- parse

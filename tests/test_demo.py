@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 
-from agent import REPOSITORY, SEARCH_PATH, SYSTEM_PYTHON
+from agent import SEARCH_PATH, SYSTEM_PYTHON
+from demo import REPOSITORY
 from peers import scaled
 
 

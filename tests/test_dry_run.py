@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import REPOSITORY, SYSTEM_PYTHON, Agent, Run, environment
+from agent import SYSTEM_PYTHON, Agent, Run, environment
+from demo import REPOSITORY
 from peers import Peer
 
 PATTERNS = ("request", "reply", "async_request", "async_reply", "publish", "subscribe", "push", "pull", "pair")

@@ -19,11 +19,11 @@ from cf_messaging import addresses
 from cf_messaging import exchange as exchange_module
 from cf_messaging.conversations import Exchanged
 from cf_messaging.exchange import Exchange
-from cf_messaging.files import Message
 from cf_messaging.link import READ, Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
-from peers import Peer, refused_endpoint, scaled
+from cf_messaging.wire import Message
+from peers import Peer, bound, in_time, refused_endpoint, scaled
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -33,30 +33,11 @@ SEEN_BEFORE = "seen before in this run"
 FOR_EVER = 300  # seconds; a test that waits for so long has failed
 
 
-def in_time(seconds: float = 30) -> float:
-    return monotonic() + scaled(seconds)
-
-
 @pytest.fixture
 def exchange() -> Iterator[Exchange]:
     exchange = Exchange()
     yield exchange
     exchange.close()
-
-
-@pytest.fixture
-def plain() -> Iterator[Context]:
-    """Of the peers in this process."""
-    context: Context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-def bound(context: Context, kind: int) -> tuple[Socket, str]:
-    peer = context.socket(kind)
-    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
-    port = peer.bind_to_random_port("tcp://127.0.0.1")
-    return peer, f"tcp://127.0.0.1:{port}"
 
 
 def talk(

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent import Agent, Run
-from cf_messaging.files import MAX_DEPTH, Message, as_json, as_text, check_writable, keep, read_payload
+from cf_messaging.files import MAX_DEPTH, as_json, as_text, check_writable, keep, read_payload
 from cf_messaging.outcomes import Failure, Reason
-from cf_messaging.wire import MAX_PAYLOAD_BYTES
+from cf_messaging.wire import MAX_PAYLOAD_BYTES, Message
 from peers import Peer
 
 EXPANDED = ("$(", "${", "@(", "@{")

@@ -15,14 +15,10 @@ from cf_messaging.link import READ, Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
-from peers import refused_endpoint, scaled
+from peers import bound, in_time, refused_endpoint, scaled
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
-
-
-def in_time(seconds: float = 30) -> float:
-    return monotonic() + scaled(seconds)
 
 
 @pytest.fixture
@@ -31,22 +27,6 @@ def context() -> Iterator[Context]:
     context: Context = zmq.Context()
     yield context
     context.destroy(linger=0)
-
-
-@pytest.fixture
-def plain() -> Iterator[Context]:
-    """Of their peers."""
-    context: Context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-def bound(context: Context, kind: int) -> tuple[Socket, str]:
-    """A peer at a port of its own."""
-    peer = context.socket(kind)
-    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
-    port = peer.bind_to_random_port("tcp://127.0.0.1")
-    return peer, f"tcp://127.0.0.1:{port}"
 
 
 def connected(context: Context, kind: int, endpoint: str) -> Socket:
