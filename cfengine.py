@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections import namedtuple
-from copy import copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ _ALWAYS_SENT = LOG_LEVELS.index("info")  # the agent counts these lines, whateve
 _TYPE_NAMES = {str: "string", int: "int", float: "real", bool: "true/false", list: "slist", tuple: "slist"}
 _TYPE_NAMES[dict] = "data container"
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_DECODE = json.JSONDecoder(strict=False).decode  # cf-agent does not escape all control characters
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 _ESCAPES = {ord("\n"): "\\n", ord("\r"): "\\r", 0: "\\0"}  # one log message, one line
 
 
@@ -221,7 +222,7 @@ class PromiseModule:
             self.log_critical(f"{self.name}: {error}")
             broken, answer = error, {"result": Result.ERROR}
         strays.end_line()
-        channel.write(json.dumps(answer, ensure_ascii=False) + "\n\n")
+        channel.write(_ENCODE(answer) + "\n\n")
         if broken:
             raise broken
         return answer.get("operation") != "terminate"
@@ -312,6 +313,8 @@ class PromiseModule:
                 _check(name, value, self._declared[name])
             elif name not in COMMON_ATTRIBUTES:
                 raise ValidationError(f"Unknown attribute '{name}'")
+        from copy import copy
+
         missing = {
             name: promiser if declared.default_to_promiser else copy(declared.default)
             for name, declared in self._declared.items()
@@ -379,7 +382,7 @@ _UNREADABLE = "unreadable"
 def _request(line: str) -> dict[str, Any]:
     """The request in a line. JSON that is sound but that Python will not hold is a request of its own kind."""
     try:
-        request = json.loads(line, strict=False)  # cf-agent does not escape all control characters
+        request = _DECODE(line)
         if line.isascii() and "\\u00" in line:
             request = _mended(request)
     except json.JSONDecodeError as error:

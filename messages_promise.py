@@ -35,6 +35,7 @@ class MessagesPromise(PromiseModule):
     def __init__(self) -> None:
         super().__init__("messages_promise", VERSION)
         self._exchange: Exchange | None = None
+        self._validated: tuple[str, dict[str, Any], Promise] | None = None
         # The stock SDK in place of ours cannot tell the agent that this module knows what a dry run is.
         self._dry_run_lost = not hasattr(PromiseModule, "handles_action_policy")
 
@@ -45,7 +46,7 @@ class MessagesPromise(PromiseModule):
                 "messages: runs on another cfengine.py than its own: in dry runs its promises are not evaluated"
             )
         try:
-            read_promise(promiser, attributes)
+            self._validated = promiser, attributes, read_promise(promiser, attributes)
         except ValueError as error:
             raise ValidationError(str(error)) from None
 
@@ -54,7 +55,7 @@ class MessagesPromise(PromiseModule):
     ) -> tuple[str, list[str]]:
         started = monotonic()
         try:
-            outcome = self._keep(read_promise(promiser, attributes), started)
+            outcome = self._keep(self._promise(promiser, attributes), started)
         except Failure as failure:
             outcome = not_kept(failure)
         where = f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
@@ -63,6 +64,13 @@ class MessagesPromise(PromiseModule):
         # The agent makes class names of these, but would take what is before a colon for a namespace.
         prefix = promiser.replace(":", "_")
         return outcome.result, [f"{prefix}_{suffix}" for suffix in outcome.suffixes]
+
+    def _promise(self, promiser: str, attributes: dict[str, Any]) -> Promise:
+        """The promise to evaluate: as a rule the one that was just validated, which need not be read again."""
+        validated, self._validated = self._validated, None
+        if validated and validated[:2] == (promiser, attributes):
+            return validated[2]
+        return read_promise(promiser, attributes)
 
     def _keep(self, promise: Promise, started: float) -> Outcome:
         if promise.payload == []:
