@@ -12,12 +12,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict
 
 from demo import make_work_directory, restrict
 from peers import scaled
 
-SYSTEM_PYTHON = "/usr/bin/python3"
+if TYPE_CHECKING:
+    from typing import Unpack
+
+# Runs the modules: by default the interpreter that a node has.
+MODULE_PYTHON = os.environ.get("MESSAGES_PYTHON", "/usr/bin/python3")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/var/cfengine/bin"
 LOG_LINE = re.compile(r"(CRITICAL| *(?:error|warning|notice|info|verbose|debug)): (.*)")
 
@@ -175,7 +179,7 @@ class How(TypedDict, total=False):
     vars: Mapping[str, str | Sequence[str]]  # strings and slists for bundle main
     options: Sequence[str]  # of cf-agent
     env: Mapping[str, str]  # beside the little that cf-agent gets anyway
-    interpreter: str  # of messages_promise.py; default /usr/bin/python3
+    interpreter: str  # of messages_promise.py; default MODULE_PYTHON
 
 
 class Agent:
@@ -202,7 +206,7 @@ class Agent:
         """Starts cf-agent on a bundle main of `promises`: whole sections of policy text."""
         seen = self.root / f"classes-{len(self._runs)}"
         policy = self.root / f"policy-{len(self._runs)}.cf"
-        head = HEAD.replace("INTERPRETER", how.get("interpreter", SYSTEM_PYTHON)) + how.get("before", "")
+        head = HEAD.replace("INTERPRETER", how.get("interpreter", MODULE_PYTHON)) + how.get("before", "")
         main = variables(how.get("vars", {})) + promises + TAIL.replace("SEEN", str(seen))
         policy.write_text(f"{head}\nbundle agent main\n{{\n{main}}}\n", "utf-8", "surrogateescape")
         policy.chmod(0o600)
@@ -212,9 +216,9 @@ class Agent:
         """The same, to its end."""
         return self.start(promises, **how).finish(allow_critical=allow_critical, timeout_s=timeout_s)
 
-    def run_file(self, policy: Path, *, options: Sequence[str] = (), timeout_s: float = 120) -> Run:
+    def run_file(self, policy: Path, *, options: Sequence[str] = (), allow_critical: bool = False) -> Run:
         """Runs a policy file as it is, without a witness: `classes` is empty."""
-        return self._launch(policy, options, {}, None).finish(timeout_s=timeout_s)
+        return self._launch(policy, options, {}, None).finish(allow_critical=allow_critical)
 
     def close(self) -> None:
         for running in self._runs:
@@ -233,7 +237,7 @@ def make_template(path: Path) -> Path:
     modules = make_work_directory(path, program("cf-promises")) / "modules/promises"
     (modules / "witness.sh").write_text(WITNESS)
     restrict(path)
-    for command in ([SYSTEM_PYTHON, "-m", "compileall", "-q", str(modules)], [program("cf-key")]):
+    for command in ([MODULE_PYTHON, "-m", "compileall", "-q", str(modules)], [program("cf-key")]):
         subprocess.run(command, env=environment(path), check=True, stdout=subprocess.DEVNULL, timeout=scaled(120))
     return path
 

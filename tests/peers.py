@@ -17,12 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
 Frames = list[bytes]
-Socket = zmq.Socket[bytes]
+
+if TYPE_CHECKING:
+    Socket = zmq.Socket[bytes]
+    Context = zmq.Context[Socket]
+else:  # the classes of pyzmq 22 take no parameters
+    Socket, Context = zmq.Socket, zmq.Context
 
 
 # --- the peer's own process ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from agent import SEARCH_PATH, SYSTEM_PYTHON
+from agent import MODULE_PYTHON, SEARCH_PATH
 from demo import REPOSITORY
 from peers import scaled
 
@@ -14,7 +14,7 @@ from peers import scaled
 def test_every_example_comes_out_as_it_should() -> None:
     """The demo runs each bundle of each example, checks outcome and report, and ends with 0 only if all are right."""
     demo = subprocess.run(
-        [SYSTEM_PYTHON, REPOSITORY / "script/demo.py"],
+        [MODULE_PYTHON, REPOSITORY / "script/demo.py"],
         env={"PATH": SEARCH_PATH},
         capture_output=True,
         text=True,

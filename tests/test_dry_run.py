@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import SYSTEM_PYTHON, Agent, Run, environment
+from agent import MODULE_PYTHON, Agent, Run, environment
 from demo import REPOSITORY
 from peers import Peer
 
@@ -56,7 +56,7 @@ def recorded(agent: Agent) -> Agent:
 
 def imported(agent: Agent) -> set[str]:
     """The modules that were imported in the last run, but for those of an interpreter that does nothing."""
-    command = [SYSTEM_PYTHON, "-c", "import sys; print(*sys.modules)"]
+    command = [MODULE_PYTHON, "-c", "import sys; print(*sys.modules)"]
     bare = subprocess.run(command, env=environment(agent.work), check=True, capture_output=True, text=True).stdout
     return set((agent.work / "modules/promises/imported").read_text().split("\n")) - set(bare.split())
 

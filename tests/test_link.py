@@ -15,10 +15,7 @@ from cf_messaging.link import READ, Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
-from peers import bound, in_time, refused_endpoint, scaled
-
-Socket = zmq.Socket[bytes]
-Context = zmq.Context[Socket]
+from peers import Context, Socket, bound, in_time, refused_endpoint, scaled
 
 
 @pytest.fixture
