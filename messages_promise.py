@@ -37,7 +37,8 @@ class MessagesPromise(PromiseModule):
         self._exchange: Exchange | None = None
         self._validated: tuple[str, dict[str, Any], Promise] | None = None
         # The stock SDK in place of ours cannot tell the agent that this module knows what a dry run is.
-        self._dry_run_lost = not hasattr(PromiseModule, "handles_action_policy")
+        self._on_stock_sdk = not hasattr(PromiseModule, "handles_action_policy")
+        self._dry_run_lost = self._on_stock_sdk
 
     def validate_promise(self, promiser: str, attributes: dict[str, Any], metadata: dict[str, Any]) -> None:
         if self._dry_run_lost:
@@ -54,6 +55,8 @@ class MessagesPromise(PromiseModule):
         self, promiser: str, attributes: dict[str, Any], metadata: dict[str, Any]
     ) -> tuple[str, list[str]]:
         started = monotonic()
+        if self._on_stock_sdk:
+            self._log_level = "verbose"  # its copies of before 2024 keep back the info line that cf-agent insists on
         try:
             outcome = self._keep(self._promise(promiser, attributes), started)
         except Failure as failure:

@@ -114,9 +114,13 @@ def seen(name: str) -> dict[str, dict[str, Any]]:
     return {promiser: attributes for promiser, attributes, _ in evaluated}
 
 
-def test_attributes_of_3_21() -> None:
-    """Each shape of attribute that policy knows, as hooks see it from cf-agent 3.21."""
-    promises = seen("3.21-attributes")
+each_version = pytest.mark.parametrize("of", ["3.21", "3.24", "3.27"])
+
+
+@each_version
+def test_attributes(of: str) -> None:
+    """Each shape of attribute that policy knows, as hooks see it."""
+    promises = seen(f"{of}-attributes")
     assert promises["shapes"] == {
         "string": "plain",
         "quoted": 'say "no" to \\ and\ttabs',
@@ -135,12 +139,14 @@ def test_attributes_of_3_21() -> None:
     assert promises["empty lists"] == {"empty": [], "null": ["cf_null"], "one": [""]}
     assert promises["custom body"] == {"settings": {"server_key": "abc", "words": ["x", "y"]}}
     assert (promises["each a"], promises["each b c"]) == ({"word": "a"}, {"word": "b c"})
-    assert set(promises["common attributes"]) == {"attribute", *COMMON_ATTRIBUTES.split()} - {"action_policy"}
+    gone = {"action_policy"} if of == "3.21" else {"action_policy", "expireafter"}
+    assert set(promises["common attributes"]) == {"attribute", *COMMON_ATTRIBUTES.split()} - gone
 
 
-def test_text_of_3_21() -> None:
-    """Text outside ASCII, invalid bytes and control characters, as hooks see them from cf-agent 3.21."""
-    promises = seen("3.21-text")
+@each_version
+def test_text(of: str) -> None:
+    """Text outside ASCII, invalid bytes and control characters, as hooks see them."""
+    promises = seen(f"{of}-text")
     control = "".join(map(chr, (*range(1, 9), 11, 12, *range(14, 32), 127)))
     assert promises == {
         "grüße": {"text": "naïve €5 日本 🎉", "comment": "Ã© is not é"},
@@ -157,10 +163,11 @@ def test_text_of_3_21() -> None:
     }
 
 
-def test_dry_run_of_3_21() -> None:
+@each_version
+def test_dry_run(of: str) -> None:
     """action_policy comes as written, and as "warn" under --dry-run and --simulate."""
     written = {"fix": "fix", "warn": "warn", "nop": "nop", "unsaid": None}
-    assert {promiser: of.get("action_policy") for promiser, of in seen("3.21-action-policy").items()} == written
-    for name in ("3.21-dry-run", "3.21-simulate"):
+    assert {promiser: of.get("action_policy") for promiser, of in seen(f"{of}-action-policy").items()} == written
+    for name in (f"{of}-dry-run", f"{of}-simulate"):
         assert {promiser: of["action_policy"] for promiser, of in seen(name).items()} == dict.fromkeys(written, "warn")
-    assert seen("3.21-dry-run-without-action-policy") == {}
+    assert seen(f"{of}-dry-run-without-action-policy") == {}
