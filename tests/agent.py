@@ -255,6 +255,14 @@ def program(name: str) -> str:
     return found
 
 
+def agent_version() -> str:
+    """The minor version of the cf-agent at hand, such as "3.21"."""
+    told = subprocess.run([program("cf-agent"), "--version"], capture_output=True, check=True, text=True).stdout
+    found = re.search(r"[0-9]+\.[0-9]+", told)
+    assert found, told
+    return found[0]
+
+
 def decoded(path: Path) -> str:
     return path.read_bytes().decode("utf-8", "backslashreplace")
 

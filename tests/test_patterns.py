@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import zmq
 
-from agent import Agent, Run, quoted
+from agent import Agent, Run, agent_version, quoted
 from peers import Peer, refused_endpoint, resolves, scaled
 
 StartPeer = Callable[..., Peer]
@@ -1007,7 +1007,10 @@ def test_a_payload_file_goes_with_every_pattern_that_speaks(
 
 
 def test_text_outside_ascii(agent: Agent, peer: StartPeer, tmp_path: Path) -> None:
-    """Payload, topic, expression, file name and answer are UTF-8; bytes that are none pass through unchanged."""
+    """Payload, topic, expression, file name and answer are UTF-8; bytes that are none pass through unchanged.
+
+    Not from cf-agent 3.27, which makes code points of them.
+    """
     server = peer("rep", "--answer", "Grüße ☃")
     subscriber = peer("sub", "--topic", "größe", "--connect", f"ipc://{tmp_path}/s")
     run = agent.run(
@@ -1024,7 +1027,7 @@ def test_text_outside_ascii(agent: Agent, peer: StartPeer, tmp_path: Path) -> No
         | seen("bytes", "repaired", "delivered")
         | seen("pub", "repaired", "sent")
     )
-    assert bodies(server) == ["grün 🐢".encode(), b"\xff\xfe"]
+    assert bodies(server) == ["grün 🐢".encode(), b"\xff\xfe" if agent_version() < "3.27" else "ÿþ".encode()]
     assert (tmp_path / "grün").read_text() == "Grüße ☃"
     assert subscriber.wait_for(1)[0].frames == ("größe".encode(), "é".encode())
 
