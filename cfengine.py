@@ -186,7 +186,10 @@ class PromiseModule:
     def start(self, in_file: IO[Any] | None = None, out_file: IO[Any] | None = None) -> NoReturn:
         """Serve cf-agent until it says terminate. Ends with SystemExit: 0, or a message when it ended otherwise."""
         strays, stdout = _Strays(self.log_verbose), sys.stdout
-        channel = self._channel = _Channel(in_file or _private(0), out_file or _private(1), self._record)
+        try:
+            channel = self._channel = _Channel(in_file or _private(0), out_file or _private(1), self._record)
+        except OSError as error:  # no stdin or stdout, or no descriptor left
+            sys.exit(f"{self.name}: {error}")
         handlers = _take_signals(channel.stop)
         sys.stdout = strays
         try:

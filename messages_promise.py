@@ -61,6 +61,8 @@ class MessagesPromise(PromiseModule):
             outcome = self._keep(self._promise(promiser, attributes), started)
         except Failure as failure:
             outcome = not_kept(failure)
+        except OSError as error:  # whatever this machine lacks at the moment
+            outcome = not_kept(Failure(Reason.LOCAL, f"this node: {error}"))
         where = f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
         log = getattr(self, f"log_{outcome.level}")
         log(f"messages '{promiser}'{where}: {outcome.text}")
@@ -96,9 +98,11 @@ class MessagesPromise(PromiseModule):
         if self._exchange is None:
             try:
                 from cf_messaging.exchange import Exchange
-            except ImportError as error:
+            except ModuleNotFoundError as error:
                 detail = f"{error}: install Debian's python3-zmq, elsewhere python3-pyzmq, for {sys.executable}"
                 raise Failure(Reason.LOCAL, detail) from error
+            except ImportError as error:  # it is there, but something that it needs is not
+                raise Failure(Reason.LOCAL, f"zmq cannot be loaded: {error}") from error
             self._exchange = Exchange()
         return self._exchange
 

@@ -41,11 +41,16 @@ def check_writable(path: str) -> None:
     """Raise Failure if path could not be replaced: known before a message is said whose answer would be lost."""
     directory = os.path.dirname(path)
     if os.path.isdir(path):
-        raise Failure(Reason.LOCAL, f"file {path} cannot be written: it is a directory")
+        raise _unwritable(path, "it is a directory")
     if not os.path.isdir(directory):
-        raise Failure(Reason.LOCAL, f"file {path} cannot be written: there is no directory {directory}")
+        raise _unwritable(path, f"there is no directory {directory}")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise Failure(Reason.LOCAL, f"file {path} cannot be written: no permission in {directory}")
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        raise _unwritable(path, f"{directory} is read-only" if read_only else f"no permission in {directory}")
+
+
+def _unwritable(path: str, why: str) -> Failure:
+    return Failure(Reason.LOCAL, f"file {path} cannot be written: {why}")
 
 
 def keep(path: str, data: bytes) -> bool:
@@ -58,7 +63,7 @@ def keep(path: str, data: bytes) -> bool:
         os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
-        raise Failure(Reason.LOCAL, f"file {path} cannot be written: {error.strerror}") from error
+        raise _unwritable(path, str(error.strerror)) from error
     return True
 
 

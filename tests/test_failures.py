@@ -10,7 +10,7 @@ from typing import NamedTuple, Unpack
 
 import pytest
 
-from agent import MODULE_PYTHON, Agent, How, Run, quoted
+from agent import Agent, How, Run, quoted
 from peers import Gate, Peer, refused_endpoint, scaled
 
 Start = Callable[..., Peer]
@@ -405,23 +405,6 @@ def test_a_payload_file_that_cannot_be_read(agent: Agent, peer: Start, tmp_path:
     assert "o such file" in failed["missing"].text and "regular" in failed["fifo"].text
     assert "MAX_PAYLOAD_BYTES" in failed["large"].text
     assert listener.received == []
-
-
-def test_a_node_without_zmq(agent: Agent) -> None:
-    """Each promise that needs zmq is _local, naming the package; what needs no network goes on being kept."""
-    agent.install("zmq.py", "raise ImportError(\"No module named 'zmq'\")\n")
-    promises = {
-        "first": promise("request", refused_endpoint()),
-        "second": promise("subscribe", refused_endpoint()),
-        "nothing": promise("push", refused_endpoint(), "payload => { }"),
-        "warned": promise("push", refused_endpoint(), 'action_policy => "warn"'),
-    }
-    run = agent.run(policy(promises))
-    for name in ("first", "second"):
-        failed = failure(run, name)
-        assert failed.reason == "local" and "python3-zmq" in failed.text and MODULE_PYTHON in failed.text
-    assert outcome(run, "nothing") == "kept"
-    assert len(run.errors) == 2 and len(run.warnings) == 1
 
 
 # ---- peers that go away
