@@ -114,6 +114,7 @@ class _Channel:
         self._out = getattr(out_file, "buffer", out_file)
         self._text_out = isinstance(self._out, io.TextIOBase)
         self._record = record
+        self._held: list[str] = []
         self._writing = False
         self._stopped_by = ""
 
@@ -129,8 +130,14 @@ class _Channel:
         self._note("<", line)
         return str(line[:-1])
 
+    def hold(self, text: str) -> None:
+        """Write text together with what is written next."""
+        self._held.append(text)
+
     def write(self, text: str) -> None:
         """Write all of text, even if a signal comes: nothing is left half-written."""
+        text = "".join([*self._held, text])
+        self._held.clear()
         self._note(">", text)
         rest: Any = text if self._text_out else _encoded(text)
         self._writing = True
@@ -333,13 +340,16 @@ class PromiseModule:
     log_notice, log_info, log_verbose, log_debug = _logs("notice"), _logs("info"), _logs("verbose"), _logs("debug")
 
     def _log(self, level: str, message: object) -> None:
-        if LOG_LEVELS.index(level) > max(_ALWAYS_SENT, LOG_LEVELS.index(self._log_level)):
+        unseen = LOG_LEVELS.index(level) > LOG_LEVELS.index(self._log_level)
+        if unseen and LOG_LEVELS.index(level) > _ALWAYS_SENT:
             return
         line = f"log_{level}={str(message).translate(_ESCAPES)}\n"
-        if self._channel is not None:
-            self._channel.write(line)
-        else:
+        if self._channel is None:
             sys.stderr.write(line)
+        elif unseen:  # the agent need not wake up for it
+            self._channel.hold(line)
+        else:
+            self._channel.write(line)
 
     def _log_traceback(self) -> None:
         if self._log_level == "debug":
@@ -455,8 +465,9 @@ def _result(returned: Any) -> str:
 
 
 def _metadata(request: dict[str, Any]) -> dict[str, Any]:
-    told = [key for key in ("promise_type", "filename", "line_number") if key in request]
-    return {"promise_type": None, **{key: request[key] for key in told}}
+    metadata: dict[str, Any] = {"promise_type": None}
+    metadata.update((key, request[key]) for key in ("promise_type", "filename", "line_number") if key in request)
+    return metadata
 
 
 def _named(request: dict[str, Any]) -> str:

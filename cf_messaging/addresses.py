@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import namedtuple
+from functools import lru_cache
 from time import monotonic
 
 from .outcomes import Failure, Reason
@@ -18,6 +19,7 @@ _MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 
 
+@lru_cache  # a run names few endpoints, and each many times
 def parse(endpoint: str) -> Endpoint:
     """The parts of an endpoint. Raises ValueError, which says what is wrong with it."""
     path = _IPC.fullmatch(endpoint)
