@@ -26,13 +26,14 @@ COMMON_ATTRIBUTES = frozenset(
     " log_repaired log_string measurement_class report_level".split()
 )
 LOG_LEVELS = ("critical", "error", "warning", "notice", "info", "verbose", "debug")  # most severe first
-_ALWAYS_SENT = LOG_LEVELS.index("info")  # the agent counts these lines, whatever it shows
+_RANKS = {level: rank for rank, level in enumerate(LOG_LEVELS)}
+_ALWAYS_SENT = _RANKS["info"]  # the agent counts these lines, whatever it shows
 
 _TYPE_NAMES = {str: "string", int: "int", float: "real", bool: "true/false", list: "slist", tuple: "slist"}
 _TYPE_NAMES[dict] = "data container"
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_DECODE = json.JSONDecoder(strict=False).decode  # cf-agent does not escape all control characters
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+_DECODE = json.JSONDecoder(strict=False).raw_decode  # cf-agent does not escape all control characters
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _ESCAPES = {ord("\n"): "\\n", ord("\r"): "\\r", 0: "\\0"}  # one log message, one line
 
 
@@ -120,14 +121,15 @@ class _Channel:
 
     def read_line(self) -> str:
         """The next line without its end. Raises _Ended at the end of input, half a line included."""
-        line = self._in.readline()
+        line: Any = self._in.readline()
         if not isinstance(line, str):
             line = line.decode("utf-8", "surrogateescape")
-        if not line.endswith("\n"):
+        if line[-1:] != "\n":
             raise _Ended(
                 "cf-agent closed the conversation " + ("in the middle of a line" if line else "without terminate")
             )
-        self._note("<", line)
+        if self._record is not None:
+            self._note(self._record, "<", line)
         return str(line[:-1])
 
     def hold(self, text: str) -> None:
@@ -138,7 +140,8 @@ class _Channel:
         """Write all of text, even if a signal comes: nothing is left half-written."""
         text = "".join([*self._held, text])
         self._held.clear()
-        self._note(">", text)
+        if self._record is not None:
+            self._note(self._record, ">", text)
         rest: Any = text if self._text_out else _encoded(text)
         self._writing = True
         try:
@@ -157,10 +160,9 @@ class _Channel:
         if again or not self._writing:
             raise _Ended(f"ended by {self._stopped_by}")
 
-    def _note(self, mark: str, text: str) -> None:
+    def _note(self, record: IO[bytes], mark: str, text: str) -> None:
         try:
-            if self._record is not None:
-                self._record.write(_encoded("".join(f"{mark} {line}\n" for line in text[:-1].split("\n"))))
+            record.write(_encoded("".join(f"{mark} {line}\n" for line in text[:-1].split("\n"))))
         except OSError:  # a full disk costs the record, not the promises
             self._record = None
 
@@ -222,9 +224,9 @@ class PromiseModule:
 
     def _serve(self, channel: _Channel, strays: _Strays) -> bool:
         """Answer the next request; False after terminate."""
-        line = channel.read_line()
+        line = channel.read_line() or channel.read_line()  # an empty line ends each request
         if not line:
-            return True  # the empty line that ends each request
+            return True
         broken = None
         try:
             answer = self._answer(_request(line))
@@ -238,32 +240,30 @@ class PromiseModule:
         return answer.get("operation") != "terminate"
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request. The safety net: whatever a hook raises, that promise gets error with the reason."""
         operation, level = request.get("operation"), request.get("log_level")
-        self._log_level = level if level in LOG_LEVELS else "info"
-        answer = {"operation": operation, "result": Result.ERROR}
-        if operation == "validate_promise":
-            self._guard(answer, lambda: self._validate(request))
-        elif operation == "evaluate_promise":
-            self._guard(answer, lambda: self._evaluate(request))
-        elif operation == "init":
-            self._guard(answer, lambda: {"result": _result(self.protocol_init(None))})
-        elif operation == "terminate":
-            self._guard(answer, lambda: {"result": _result(self.protocol_terminate())})
-        elif operation == _UNREADABLE:
-            self.log_critical(f"{self.name}: a request that cannot be read: {request['reason']}")
-        else:
+        self._log_level = level if isinstance(level, str) and level in _RANKS else "info"
+        serve = _OPERATIONS.get(operation) if isinstance(operation, str) else None
+        if serve is None:
             raise ProtocolError(f"not a request: unknown operation {operation!r:.200}")
-        return answer
-
-    def _guard(self, answer: dict[str, Any], serve: Callable[[], dict[str, Any]]) -> None:
-        """The safety net: whatever a hook raises, that promise gets error with the reason, and the next is served."""
         try:
-            answer.update(serve())
+            return {"operation": operation, **serve(self, request)}
         except _Ended:
             raise
         except BaseException as error:  # noqa: BLE001 - the one net, so that no bug ends the process
             self.log_critical(f"{_told(error)} (bug in promise module {self.name}, run with --debug for a traceback)")
             self._log_traceback()
+        return {"operation": operation, "result": Result.ERROR}
+
+    def _init(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"result": _result(self.protocol_init(None))}
+
+    def _terminate(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"result": _result(self.protocol_terminate())}
+
+    def _deplore(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.log_critical(f"{self.name}: a request that cannot be read: {request['reason']}")
+        return {"result": Result.ERROR}
 
     def _validate(self, request: dict[str, Any]) -> dict[str, Any]:
         metadata = _metadata(request)
@@ -340,10 +340,11 @@ class PromiseModule:
     log_notice, log_info, log_verbose, log_debug = _logs("notice"), _logs("info"), _logs("verbose"), _logs("debug")
 
     def _log(self, level: str, message: object) -> None:
-        unseen = LOG_LEVELS.index(level) > LOG_LEVELS.index(self._log_level)
-        if unseen and LOG_LEVELS.index(level) > _ALWAYS_SENT:
+        unseen = _RANKS[level] > _RANKS[self._log_level]
+        if unseen and _RANKS[level] > _ALWAYS_SENT:
             return
-        line = f"log_{level}={str(message).translate(_ESCAPES)}\n"
+        text = str(message)
+        line = f"log_{level}={text if text.isprintable() else text.translate(_ESCAPES)}\n"
         if self._channel is None:
             sys.stderr.write(line)
         elif unseen:  # the agent need not wake up for it
@@ -390,12 +391,21 @@ class PromiseModule:
 
 
 _UNREADABLE = "unreadable"
+_OPERATIONS = {
+    "init": PromiseModule._init,
+    "validate_promise": PromiseModule._validate,
+    "evaluate_promise": PromiseModule._evaluate,
+    "terminate": PromiseModule._terminate,
+    _UNREADABLE: PromiseModule._deplore,
+}
 
 
 def _request(line: str) -> dict[str, Any]:
     """The request in a line. JSON that is sound but that Python will not hold is a request of its own kind."""
     try:
-        request = _DECODE(line)
+        request, end = _DECODE(line)
+        if line[end:].strip():
+            raise ProtocolError(f"not a request, but {line!r:.200}")
         if line.isascii() and "\\u00" in line:
             request = _mended(request)
     except json.JSONDecodeError as error:
@@ -465,8 +475,10 @@ def _result(returned: Any) -> str:
 
 
 def _metadata(request: dict[str, Any]) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"promise_type": None}
-    metadata.update((key, request[key]) for key in ("promise_type", "filename", "line_number") if key in request)
+    metadata = {"promise_type": request.get("promise_type")}
+    for key in ("filename", "line_number"):
+        if key in request:
+            metadata[key] = request[key]
     return metadata
 
 

@@ -63,7 +63,7 @@ class MessagesPromise(PromiseModule):
             outcome = not_kept(failure)
         except OSError as error:  # whatever this machine lacks at the moment
             outcome = not_kept(Failure(Reason.LOCAL, f"this node: {error}"))
-        where = f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
+        where = _place(metadata) if outcome.result == "not_kept" else ""
         log = getattr(self, f"log_{outcome.level}")
         log(f"messages '{promiser}'{where}: {outcome.text}")
         # The agent makes class names of these, but would take what is before a colon for a namespace.
@@ -115,6 +115,10 @@ class MessagesPromise(PromiseModule):
         """Close the sockets, however the run ends; returns what was lost by it, in words."""
         exchange, self._exchange = self._exchange, None
         return exchange.close() if exchange else []
+
+
+def _place(metadata: dict[str, Any]) -> str:
+    return f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
 
 
 _VERBS = {ASK: "ask", ANSWER: "answer at", SAY: "say something to", HEAR: "listen to", PAIR: "talk with"}

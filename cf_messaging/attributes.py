@@ -35,9 +35,11 @@ def _read_pattern(value: Any) -> Any:
 
 def _read_endpoints(value: Any) -> tuple[str, ...]:
     endpoints = [value] if isinstance(value, str) else value
-    if not isinstance(endpoints, list) or not endpoints or not all(isinstance(each, str) for each in endpoints):
+    if not isinstance(endpoints, list) or not endpoints:
         raise ValueError("allowed is an endpoint or a list of at least one")
     for endpoint in endpoints:
+        if not isinstance(endpoint, str):
+            raise ValueError("allowed is an endpoint or a list of at least one")
         try:
             parse_endpoint(endpoint)
         except ValueError as error:
@@ -59,7 +61,7 @@ def _read_payload(value: Any) -> list[bytes]:
     if value == ["cf_null"]:  # how policy writes an empty list
         return []
     payloads = [encode(element) for element in (value if isinstance(value, list) else [value])]
-    if any(len(payload) > MAX_PAYLOAD_BYTES for payload in payloads):
+    if max(map(len, payloads), default=0) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"a message may have at most MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes")
     return payloads
 
@@ -151,30 +153,32 @@ class Promise:
     dry_run: bool  # say what would be done, and do nothing
 
     def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
+        self.__dict__ = values
 
 
 def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
     given = _given(promiser, attributes)
-    values = {name: _read(name, value) for name, value in given.items()}
+    values = {**_DEFAULTS, "dry_run": attributes.get("action_policy", "fix") != "fix"}
+    for name, value in given.items():
+        values[name] = _read(name, value)
     attribute, wrong = objection(values["pattern"], given)
     if wrong:
         raise ValueError(f"attribute '{attribute}' is {shown(given.get(attribute))}: {wrong}")
-    promise = Promise({**_DEFAULTS, **values, "dry_run": attributes.get("action_policy", "fix") != "fix"})
+    promise = Promise(values)
     if promise.bind and len(promise.endpoint) > 1:
         raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
-    if not promise.bind and any(endpoint.startswith("tcp://*:") for endpoint in promise.endpoint):
-        raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
+    for endpoint in promise.endpoint:
+        if endpoint.startswith("tcp://*:") and not promise.bind:
+            raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
     return promise
 
 
 def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
     """The attributes of messages: in the promise, complete as far as names go."""
-    given = {name: value for name, value in attributes.items() if name not in COMMON_ATTRIBUTES}
-    for name in given:
-        if name not in ATTRIBUTES:
-            raise ValueError(f"unknown attribute '{name}' is {shown(attributes[name])}: {_one_of(name, ATTRIBUTES)}")
+    given = {name: value for name, value in attributes.items() if name in ATTRIBUTES}
+    if len(given) < len(attributes):
+        _refuse_unknown(attributes)
     if "://" in promiser:
         given.setdefault("endpoint", promiser)
     if "pattern" not in given:
@@ -182,6 +186,12 @@ def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
     if "endpoint" not in given:
         raise ValueError("missing attribute 'endpoint': where, unless the promiser is an endpoint")
     return given
+
+
+def _refuse_unknown(attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if name not in ATTRIBUTES and name not in COMMON_ATTRIBUTES:
+            raise ValueError(f"unknown attribute '{name}' is {shown(value)}: {_one_of(name, ATTRIBUTES)}")
 
 
 def _read(name: str, value: Any) -> Any:

@@ -72,7 +72,7 @@ def _ask_in_turn(link: Link, talk: Conversation, until: float, done: Exchanged) 
         if done.messages[index] is not None:
             continue
         link.send([payload], until)
-        frames = None
+        frames = link.receive_at_once(until)
         while frames is None:
             _await_answer(link, READ, losses, until, done)
             frames = link.try_receive()

@@ -32,7 +32,7 @@ _LOOK_AT_MOST = 1000  # messages that were fetched in vain
 _LINGER_MS = 1000  # for what was handed over, once the run is over
 _ELSEWHERE = (Reason.UNREACHABLE, Reason.REFUSED, Reason.TIMED_OUT)  # failures that another endpoint may not have
 
-# Where a conversation is tried. until: when to go on to the next one; last: there is no next one.
+# Where a conversation is tried. until: when to go on to the next place; last: there is none.
 Candidate = namedtuple("Candidate", "endpoint address until last")
 
 
@@ -51,16 +51,13 @@ class Exchange:
         """Hold the conversation at the first endpoint where somebody is; never longer than until the deadline."""
         done = Exchanged(len(talk.payloads) if talk.pattern.conversation == ASK else 0)
         missed: list[Failure] = []
-        for candidate in self._candidates(talk, deadline, missed):
-            done.endpoint = candidate.endpoint
-            try:
-                self._attempt(talk, candidate, deadline, done)
+        others = len(talk.endpoints)
+        for endpoint in talk.endpoints:
+            others -= 1
+            if self._held_at(endpoint, others, talk, deadline, done, missed):
                 return done
-            except Failure as failure:
-                missed.append(failure)
-                self._learn(candidate.address, failure, done)
-                if failure.reason not in _ELSEWHERE or monotonic() >= deadline:
-                    break
+            if _is_final(missed[-1], deadline):
+                break
         done.failures.append(worst(missed))
         return done
 
@@ -78,23 +75,35 @@ class Exchange:
 
     # ---- where
 
-    def _candidates(self, talk: Conversation, deadline: float, missed: list[Failure]) -> Iterator[Candidate]:
-        """Each address of each endpoint with its share of the time; what is known to be hopeless goes to missed."""
-        for position, endpoint in enumerate(talk.endpoints, start=1):
-            others = len(talk.endpoints) - position
+    def _held_at(
+        self, endpoint: str, others: int, talk: Conversation, deadline: float, done: Exchanged, missed: list[Failure]
+    ) -> bool:
+        """Whether the conversation could be held at an address of this endpoint, with its share of the time; others:
+        endpoints that are still to come. What came of the addresses where it could not is added to missed.
+        """
+        try:
+            addresses = self._resolved(endpoint, _share(deadline, others + 1))
+        except Failure as failure:
+            missed.append(failure)
+            return False
+        left = others + len(addresses)
+        for address in addresses:
+            left -= 1
+            hopeless = self._hopeless.get(address)
+            if hopeless and not talk.bind:
+                missed.append(hopeless)
+                continue
+            # Where nobody came to a bound socket somebody may have come meanwhile: look, but hardly wait.
+            until = monotonic() + _LOOK_S if hopeless else _share(deadline, left + 1)
             try:
-                addresses = self._resolved(endpoint, _share(deadline, others + 1))
+                self._attempt(talk, Candidate(endpoint, address, until, left == 0), deadline, done)
+                return True
             except Failure as failure:
                 missed.append(failure)
-                continue
-            for number, address in enumerate(addresses, start=1):
-                left = others + len(addresses) - number
-                if address not in self._hopeless:
-                    yield Candidate(endpoint, address, _share(deadline, left + 1), left == 0)
-                elif talk.bind:  # somebody may have come meanwhile: look, but hardly wait
-                    yield Candidate(endpoint, address, monotonic() + _LOOK_S, True)
-                else:
-                    missed.append(self._hopeless[address])
+                self._learn(address, failure, done)
+                if _is_final(failure, deadline):
+                    break
+        return False
 
     def _resolved(self, endpoint: str, deadline: float) -> list[str]:
         if endpoint in self._unresolved:
@@ -139,6 +148,7 @@ class Exchange:
 
     def _attempt(self, talk: Conversation, candidate: Candidate, deadline: float, done: Exchanged) -> None:
         """Hold the conversation at one address. Raises Failure if it could not be completed there."""
+        done.endpoint = candidate.endpoint
         for left in range(talk.retries, -1, -1):
             until = _share(candidate.until, left + 1)
             try:
@@ -171,11 +181,18 @@ def _check_descriptors() -> None:
             os.close(descriptor)
 
 
+def _is_final(failure: Failure, deadline: float) -> bool:
+    """Whether no other endpoint is worth a try after this failure."""
+    return failure.reason not in _ELSEWHERE or monotonic() >= deadline
+
+
 def _remembered(failure: Failure) -> Failure:
     return Failure(failure.reason, f"{failure} (seen before in this run, not waited for again)")
 
 
 def _share(deadline: float, parts: int) -> float:
+    if parts == 1:
+        return deadline
     now = monotonic()
     return now + max(0.0, deadline - now) / parts
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Plain numbers: pyzmq's enums cost more than what is done with them.
 READ, WRITE = int(zmq.POLLIN), int(zmq.POLLOUT)  # for Link.wait()
 _DONTWAIT = int(zmq.DONTWAIT)
-_EVENTS_NOW, _MORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_MORE_TO_SEND = int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS_NOW, _MORE_TO_RECEIVE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _EVENTS = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_CONNECT_RETRIED
@@ -31,6 +32,8 @@ _EVENTS = (
 )
 _MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 _RECONNECT_MS = 50
+_AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
+_FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
 _NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
 # libzmq cuts a peer off whose message is too large, and does not say so.
@@ -43,6 +46,7 @@ class Link:
 
     __slots__ = (
         "_attempted",
+        "_checked",
         "_connected",
         "_failing",
         "_monitor",
@@ -69,6 +73,7 @@ class Link:
         self.serial = 0  # of the numbered requests that were asked here
         self.subscriptions: dict[int, set[bytes]] = {}  # XPUB: file descriptor of a subscriber -> its prefixes
         self.connects = not talk.bind
+        self._checked = 0.0  # when a peer was last seen to be there
         self._connected = False
         self._failing = 0  # connections whose handshake failed and whose end the monitor has still to tell
         self._attempted = ""  # what came of a connection attempt that failed
@@ -108,10 +113,14 @@ class Link:
 
         patient: also wait for a peer that is not there yet; or_message: what a peer that left has said is enough.
         """
+        now = monotonic()
+        if self.peers and now - self._checked < _FRESH_S:
+            return
         self.observe(deadline)
         while not self.peers and not (or_message and self.socket.poll(0)):
             if not self.wait(READ if or_message else 0, deadline) or (self._attempted and not patient):
                 raise self.absence()
+        self._checked = now
 
     def wait(self, flags: int, deadline: float) -> bool:
         """True when the socket may be ready for flags, or the monitor told something; False when time is over."""
@@ -180,7 +189,9 @@ class Link:
     def try_send(self, frames: list[bytes]) -> bool:
         """Hand frames over if there is room; False if there is none now."""
         try:
-            self.socket.send_multipart(frames, _DONTWAIT)
+            for frame in frames[:-1]:
+                self.socket.send(frame, _MORE_TO_SEND)
+            self.socket.send(frames[-1], _DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):  # the latter: a ROUTER whose peer has left
                 raise
@@ -204,11 +215,18 @@ class Link:
 
     def try_receive(self) -> list[bytes] | None:
         """The frames of the next message, None if there is none now."""
+        return self._frames(_DONTWAIT)
+
+    def receive_at_once(self, deadline: float) -> list[bytes] | None:
+        """The frames of a message that comes within milliseconds, else None. Takes a third of wait()'s system calls."""
+        return self._frames(0) if monotonic() + _AT_ONCE_S < deadline else None
+
+    def _frames(self, flags: int) -> list[bytes] | None:
         try:
-            frames = [self.socket.recv(_DONTWAIT)]
+            frames = [self.socket.recv(flags)]
         except zmq.Again:
             return None
-        while self.socket.getsockopt(_MORE):  # not recv_multipart(): its casts take longer than its work
+        while self.socket.getsockopt(_MORE_TO_RECEIVE):  # not recv_multipart(): its casts take longer than its work
             frames.append(self.socket.recv())
         return frames
 
@@ -239,6 +257,7 @@ class Link:
 def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
     socket.linger = 0  # until something was handed over, nothing is worth waiting for
     socket.ipv6 = True
+    socket.rcvtimeo = int(1000 * _AT_ONCE_S)
     # Not IMMEDIATE: with it libzmq drops received, unread messages when their sender leaves. Link.await_peer() does
     # what it would be for: nothing is sent into a queue that nobody empties.
     socket.reconnect_ivl = _RECONNECT_MS

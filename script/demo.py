@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = ("messages_promise.py", "cfengine.py", "cf_messaging")
 OUTCOME = re.compile(r"Promise with promiser '(.*)' was (kept|repaired|not kept) by promise module")
-TOLD = re.compile(r"(?:info|error): messages '(.*?)' \(.*?\): (.*)")
+TOLD = re.compile(r"(?:info|error): messages '(.*?)'(?: \(.*?\))?: (.*)")
 
 # What a bundle of an example shall come to. outcomes: as cf-agent counts them, by promiser. reports: its reports:.
 Side = namedtuple("Side", "bundle outcomes reports")

@@ -12,13 +12,13 @@ socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.REQ)
 connected = []
 
 
-def evaluate(attributes: dict[str, Any]) -> str:
+def evaluate(promiser: str, attributes: dict[str, Any]) -> str:
     if not connected:
         socket.connect(attributes["endpoint"])
         connected.append(True)
     socket.send_string(attributes["payload"])
     socket.recv()
-    print("log_info=answered")
+    print(f"log_info={promiser}: {attributes['endpoint']} answered")
     return "repaired"
 
 
@@ -31,8 +31,10 @@ def serve() -> None:
         request = json.loads(sys.stdin.readline())
         sys.stdin.readline()
         operation = request["operation"]
-        result = evaluate(request["attributes"]) if operation == "evaluate_promise" else "valid"
-        print(json.dumps({"operation": operation, "result": result}) + "\n", flush=True)
+        promiser, result = request.get("promiser"), "valid"
+        if operation == "evaluate_promise":
+            result = evaluate(promiser, request["attributes"])
+        print(json.dumps({"operation": operation, "promiser": promiser, "result": result}) + "\n", flush=True)
 
 
 serve()
