@@ -190,7 +190,8 @@ def _by(python: str, pyzmq: str, venv: Path, everything: bool) -> list[Tally]:
     """The tests in a new venv of these; nothing if there is no such wheel for it."""
     try:
         _output([python, "-m", "venv", str(venv)])
-        _output([f"{venv}/bin/pip", "install", "-q", "--only-binary", "pyzmq", pyzmq, *TEST_PACKAGES])
+        pip = [f"{venv}/bin/pip", "--disable-pip-version-check", "install", "-q", "--only-binary", "pyzmq"]
+        _output([*pip, pyzmq, *TEST_PACKAGES])
     except subprocess.CalledProcessError as error:
         reason = error.output.strip().splitlines()[-1]
         print(f"| {Path(python).name} | {pyzmq} | could not be run: {reason} |||", flush=True)

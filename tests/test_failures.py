@@ -6,12 +6,15 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from agent import Agent, How, Run, quoted
 from peers import Gate, Peer, refused_endpoint, scaled
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 Start = Callable[..., Peer]
 
