@@ -1,13 +1,14 @@
-"""What crosses the network: encoding and limits. No I/O."""
+"""What crosses the network: payloads, events and answers, and their limits. No I/O. docs/wire.md is the grammar."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 # A message is held in memory several times on its way, on small nodes too; larger things are files:, not messages:.
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
@@ -29,3 +30,229 @@ def encode(value: Any) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise ValueError("text with half a surrogate pair, which no message can carry") from None
+
+
+# ---- information and views
+
+MAX_EVENT_BYTES = 1024 * 1024  # a listener holds many at once
+MAX_ANSWER_BYTES = MAX_PAYLOAD_BYTES
+MAX_NAME_BYTES = 200  # names are keys and topics
+MAX_DEPTH = 64  # readers recurse, cf-agent's among them
+
+# remembered: a node says a value again only when it is due. history: the listener keeps what was before.
+# single: one node says it for all. published: a listener hands it on to subscribers of common information.
+Kind = namedtuple("Kind", "name remembered history single")
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("static", remembered=True, history=False, single=False),
+        Kind("dynamic", remembered=True, history=True, single=False),
+        Kind("state", remembered=False, history=True, single=False),
+        Kind("common", remembered=True, history=False, single=True),
+    )
+}
+VIEW = "view"
+
+# data: the value, of a VIEW its parameters. time: RFC 3339, UTC. policy: file:line. refresh: seconds.
+Event = namedtuple("Event", "id kind node name time data policy handle refresh", defaults=(None, None, None))
+
+STORED, DUPLICATE, ANSWERED, REFUSED, LATER = "stored", "duplicate", "answered", "refused", "later"
+# have: the highest sequence of the event's stream in the store. rows: a list of objects.
+Answer = namedtuple(
+    "Answer", "id store have status reason retry_after view rows time", defaults=(None, None, None, None, None)
+)
+
+_TYPE = "cfengine.messages."
+_SOURCE = "cfengine://"
+# Compiled when they are used: most agent runs only keep promises, and read no event.
+_NODE = r"[A-Za-z0-9._:-]{1,253}"
+_ID = r"([0-9a-f]{32})-([0-9]{12})"
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z"
+_OPTIONAL = {"policy": str, "handle": str, "refresh": int}
+_OF_STATUS = {STORED: (), DUPLICATE: (), ANSWERED: ("view", "rows", "time"), REFUSED: ("reason",)}
+_OF_STATUS[LATER] = ("reason", "retry_after")
+_ANSWER_TYPES = {"id": str, "store": str, "have": int, "reason": str, "view": str, "rows": list, "time": str}
+
+
+class Malformed(ValueError):
+    """What was received is no event, or no answer; id: whose, as far as it could be read."""
+
+    def __init__(self, reason: str, id: str = "") -> None:
+        super().__init__(reason)
+        self.id = id
+
+
+def event_id(stream: str, sequence: int) -> str:
+    return f"{stream}-{sequence:012d}"
+
+
+def parse_id(id: str) -> tuple[str, int]:
+    """Stream and sequence of an event of information. Raises ValueError."""
+    parts = re.fullmatch(_ID, id)
+    if not parts:
+        raise ValueError(f"'{id:.100}' is no id: allowed are 32 hexadecimal digits, '-' and 12 digits")
+    return parts[1], int(parts[2])
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless it may name information."""
+    if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES:
+        raise ValueError(f"a name has 1 to MAX_NAME_BYTES, {MAX_NAME_BYTES} bytes")
+    if any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in name):
+        raise ValueError("a name has no control characters, and is UTF-8")
+
+
+def check_node(node: str) -> None:
+    """Raises ValueError unless it may name a node."""
+    if not re.fullmatch(_NODE, node):
+        raise ValueError("a node is named by 1 to 253 letters, digits and . _ - :")
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: equal values have equal texts. Raises ValueError if JSON has none for it."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def encode_event(event: Event) -> bytes:
+    """Raises ValueError if it is larger than MAX_EVENT_BYTES, or no UTF-8."""
+    content = "text/plain" if isinstance(event.data, str) else "application/json"
+    fields = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": _SOURCE + event.node,
+        "type": _TYPE + event.kind,
+        "subject": event.name,
+        "time": event.time,
+        "datacontenttype": content,
+        "data": event.data,
+        **{name: getattr(event, name) for name in _OPTIONAL if getattr(event, name) is not None},
+    }
+    return _encoded(fields, "MAX_EVENT_BYTES", MAX_EVENT_BYTES)
+
+
+def decode_event(frame: bytes) -> Event:
+    """Raises Malformed, which says why."""
+    fields = _decoded(frame, "event", MAX_EVENT_BYTES)
+    try:
+        return _event(fields)
+    except ValueError as error:
+        id = fields.get("id")
+        raise Malformed(str(error), id if isinstance(id, str) and len(id) <= 80 else "") from None
+
+
+def _event(fields: dict[str, Any]) -> Event:
+    if fields.get("specversion") != "1.0":
+        raise ValueError('specversion is not "1.0"')
+    id, source, type, name, time = (_text(fields, key) for key in ("id", "source", "type", "subject", "time"))
+    kind = type[len(_TYPE) :] if type.startswith(_TYPE) else ""
+    if kind not in KINDS and kind != VIEW:
+        raise ValueError(f"unsupported type '{type:.100}'")
+    if kind != VIEW:
+        parse_id(id)
+    elif not 1 <= len(id.encode("utf-8", "surrogatepass")) <= 80:
+        raise ValueError("id has more than 80 bytes, or none")
+    node = source[len(_SOURCE) :] if source.startswith(_SOURCE) else ""
+    check_node(node)
+    check_name(name)
+    if not re.fullmatch(_TIME, time):
+        raise ValueError(f"time is no RFC 3339 in UTC: '{time:.100}'")
+    optional = {key: fields[key] for key, kind_of in _OPTIONAL.items() if _is(fields.get(key), kind_of)}
+    return Event(id, kind, node, name, time, _data(fields, kind), **optional)
+
+
+def _data(fields: dict[str, Any], kind: str) -> Any:
+    if "data" not in fields:
+        raise ValueError("data is missing")
+    data, content = fields["data"], fields.get("datacontenttype")
+    if content not in ("application/json", "text/plain"):
+        raise ValueError("datacontenttype is neither application/json nor text/plain")
+    if content == "text/plain" and not isinstance(data, str):
+        raise ValueError("data of text/plain is no string")
+    if kind == VIEW and not isinstance(data, dict):
+        raise ValueError("data of a view is no object")
+    return data
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Raises ValueError if it is larger than MAX_ANSWER_BYTES."""
+    names = ("id", "store", "have", "status", *_OF_STATUS[answer.status])
+    return _encoded({name: getattr(answer, name) for name in names}, "MAX_ANSWER_BYTES", MAX_ANSWER_BYTES)
+
+
+def decode_answer(frame: bytes) -> Answer:
+    """Raises Malformed, which says why."""
+    fields = _decoded(frame, "answer", MAX_ANSWER_BYTES)
+    status = fields.get("status")
+    if not isinstance(status, str) or status not in _OF_STATUS:
+        raise Malformed(f"unknown status {status!r:.100}")
+    names = ("id", "store", "have", *_OF_STATUS[status])
+    for name in names:
+        value = fields.get(name)
+        if not (_is(value, _ANSWER_TYPES[name]) if name in _ANSWER_TYPES else _is(value, int) or _is(value, float)):
+            raise Malformed(f"'{name}' of an answer '{status}' is {value!r:.100}")
+    if status == ANSWERED and not all(isinstance(row, dict) for row in fields["rows"]):
+        raise Malformed("a row of a view is no object")
+    return Answer(status=status, **{name: fields[name] for name in names})
+
+
+# ---- JSON that is read from others
+
+
+def _encoded(fields: dict[str, Any], limit_name: str, limit: int) -> bytes:
+    frame = canonical(fields).encode("utf-8")  # half a surrogate pair is a ValueError too
+    if len(frame) > limit:
+        raise ValueError(f"{len(frame)} bytes, where {limit_name}, {limit}, are allowed")
+    return frame
+
+
+def _decoded(frame: bytes, what: str, limit: int) -> dict[str, Any]:
+    if len(frame) > limit:
+        raise Malformed(f"{len(frame)} bytes, where an {what} may have {limit}")
+    try:
+        text = frame.decode("utf-8")
+        if _depth(text) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        if "\\u" in text:  # an escape may be half a surrogate pair
+            canonical(fields).encode("utf-8")
+    except UnicodeError:
+        raise Malformed(f"an {what} that is no UTF-8") from None
+    except ValueError as error:
+        raise Malformed(f"no {what}: {error}") from None
+    if not isinstance(fields, dict):
+        raise Malformed(f"no {what}: not an object")
+    return fields
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested at most, or a smaller number where they cannot be nested too deeply."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{\]}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key appears twice in an object")
+    return fields
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is missing" if value is None else f"{name} is no text")
+    return value
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
