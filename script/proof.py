@@ -21,7 +21,6 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parent.parent
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 TEST_PACKAGES = ("pytest", "hypothesis")
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis", ".*_cache", "build")
 
 
 class Tally(NamedTuple):
@@ -128,7 +127,12 @@ def _make_root(suite: str, root: Path) -> None:
     _output(in_root(root, "apt-get", "install", "-qq", "-y", "--no-install-recommends", *PACKAGES))
     _output(in_root(root, "python3", "-m", "venv", "--system-site-packages", "/venv"))
     _output(in_root(root, "/venv/bin/pip", "install", "-q", *TEST_PACKAGES))
-    shutil.copytree(REPOSITORY, root / "project", ignore=NOT_SOURCE)
+    _clone(root / "project")
+
+
+def _clone(folder: Path) -> None:
+    """A proof is of what is committed, and runs for longer than a work tree stays as it is."""
+    _output(["git", "clone", "-q", str(REPOSITORY), str(folder)])
 
 
 def in_root(root: Path, *command: str) -> list[str]:
