@@ -1,21 +1,63 @@
-"""Fixtures of all tests: a fresh cf-agent, peers that are always reaped, and how hard hypothesis tries."""
+"""Fixtures of all tests: a fresh cf-agent, peers that are always reaped; how hard hypothesis tries, and what it tried.
+
+MESSAGES_EXAMPLES=5000 is how many examples each @given has; MESSAGES_FUZZ_LEAST=100000 fails a session whose fuzz tests
+(`pytest -m fuzz`) gave fewer agent inputs or fewer frame sequences.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import zmq
 from hypothesis import settings
 
+import fuzz
 from agent import Agent, make_template
 from peers import Peer
 
-settings.register_profile("ci", max_examples=50, deadline=None, derandomize=False, print_blob=True)
-settings.register_profile("proof", settings.get_profile("ci"), max_examples=10_000)
-settings.load_profile("proof" if os.environ.get("MESSAGES_PROOF") else "ci")
+settings.register_profile(
+    "messages", max_examples=int(os.environ.get("MESSAGES_EXAMPLES", "50")), deadline=None, print_blob=True
+)
+settings.load_profile("messages")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        fuzz.watch(os.dup(2))
+    fuzz.end_watch()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a cf-agent, so that it can be chosen or left out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "agent_template" in item.fixturenames:
+            item.add_marker("policy")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if fuzz.shortages() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = fuzz.report() + fuzz.shortages()
+    if lines:
+        terminalreporter.section("fuzz")
+    for line in lines:
+        terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True)
+def watched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each example of a fuzz test re-arms the watch; the test ends it."""
+    yield
+    if request.node.get_closest_marker("fuzz"):
+        fuzz.end_watch()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What one agent run exchanges, against plain sockets: sockets used again, memory of peers, shares of time, fuzz."""
+"""What one agent run exchanges, against plain sockets: sockets used again, memory of peers, shares of time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from time import monotonic
 
 import pytest
 import zmq
-from hypothesis import given
-from hypothesis import strategies as st
 from zmq.utils.monitor import recv_monitor_message
 
 from cf_messaging import addresses
@@ -23,10 +21,8 @@ from cf_messaging.link import READ, Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import Message
-from peers import Peer, bound, in_time, refused_endpoint, scaled
+from peers import Context, Peer, Socket, bound, in_time, refused_endpoint, scaled
 
-Socket = zmq.Socket[bytes]
-Context = zmq.Context[Socket]
 Start = Callable[..., Peer]
 
 SEEN_BEFORE = "seen before in this run"
@@ -581,69 +577,3 @@ def test_what_was_fetched_in_vain_is_told(plain: Context) -> None:
     assert link.socket.poll(int(scaled(30) * 1000))
     lost = exchange.close()
     assert len(lost) == 1 and endpoint in lost[0] and "more than wanted" in lost[0]
-
-
-# ---- anything a peer may say
-
-FRAMES = st.lists(
-    st.one_of(
-        st.binary(max_size=8),
-        st.sampled_from([b"", b"0", b"1", b"-1", b"007", b"\xb2", b"9" * 5000, b"\x01", b"\x00", b"\xff\xfe"]),
-    ),
-    min_size=1,
-    max_size=5,
-)
-MESSAGES = st.lists(FRAMES, max_size=6)
-RECEIVING = {
-    "request": zmq.ROUTER,
-    "async_request": zmq.ROUTER,
-    "reply": zmq.DEALER,
-    "async_reply": zmq.DEALER,
-    "subscribe": zmq.XPUB,
-    "pull": zmq.PUSH,
-    "pair": zmq.PAIR,
-}
-
-
-def babble(peer: Socket, pattern: str, asked: int, messages: list[list[bytes]], over: threading.Event) -> None:
-    """Says anything, and then what ends the conversation, as long as it is not over."""
-    envelopes: list[list[bytes]] = [[]] * (len(messages) + 1)
-    if pattern == "subscribe":
-        peer.recv()
-    elif PATTERNS[pattern].conversation in ("ask", "pair"):
-        envelopes = [peer.recv_multipart()[:-1] for _ in range(asked)]
-    end = [b"", b"end"] if "reply" in pattern else [b"end"]
-    for frames in [envelopes[0][:1] + frames for frames in messages] + [envelope + end for envelope in envelopes]:
-        while not over.is_set():
-            try:
-                peer.send_multipart(frames, zmq.DONTWAIT)
-                break
-            except zmq.Again:
-                peer.poll(10, zmq.POLLOUT)
-
-
-@pytest.mark.parametrize("asked", [1, 3])
-@pytest.mark.parametrize("pattern", RECEIVING)
-@given(messages=MESSAGES)
-def test_whatever_a_peer_says_is_understood_or_a_failure(pattern: str, asked: int, messages: list[list[bytes]]) -> None:
-    """Messages of bytes, or a Failure; no exception, and no wait: the last words end each conversation.
-
-    An answer without its envelope makes libzmq's REQ end the connection.
-    """
-    said = 1 if pattern == "request" else asked
-    wanted = asked if pattern == "pair" else len(messages) + 1
-    context: Context = zmq.Context()
-    exchange, over = Exchange(), threading.Event()
-    peer, endpoint = bound(context, RECEIVING[pattern])
-    babbling = in_background(partial(babble, peer, pattern, said, messages, over))
-    try:
-        done = exchange.converse(talk(pattern, endpoint, payloads=[b"x"] * said, answers=wanted), in_time())
-    finally:
-        over.set()
-        exchange.close()
-        babbling.join(scaled(30))
-        context.destroy(linger=0)
-    reasons = {failure.reason for failure in done.failures} - {Reason.INVALID_REPLY}
-    assert reasons <= ({Reason.UNREACHABLE} if pattern == "request" else set())
-    assert all(isinstance(part, bytes) for message in done.received for part in message)
-    assert done.received or done.failures
