@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from agent import Agent
-from peers import Peer, refused_endpoint
+from peers import Context, Peer, refused_endpoint
 
 # Does what the promise's `want` says, also what no module may do.
 THROWAWAY = """
@@ -253,17 +253,16 @@ def test_peers_that_are_no_zeromq_peers(peer: Callable[..., Peer]) -> None:
         silent.wait_for(1, "accepted")
 
 
-def test_peers_that_never_answer(peer: Callable[..., Peer]) -> None:
+def test_peers_that_never_answer(peer: Callable[..., Peer], plain: Context) -> None:
     """A silent ROUTER reads the request; a CURVE server does not even take it from a plain client."""
     silent = peer("silent-router")
     peer("req", "--connect", silent.endpoint)
     assert silent.wait_for(1)[0].frames[1:] == (b"", b"0")
-    with zmq.Context() as context, context.socket(zmq.REQ) as client:
-        client.linger = 0
-        monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-        client.connect(peer("curve-rep").endpoint)
-        assert monitor.poll(30_000)
-        client.disable_monitor()
+    client = plain.socket(zmq.REQ)
+    monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    client.connect(peer("curve-rep").endpoint)
+    assert monitor.poll(30_000)
+    client.disable_monitor()
 
 
 def test_nobody_listens_where_it_is_refused() -> None:
