@@ -63,6 +63,10 @@ class ProtocolError(_Complaint):
     """What was read is not cf-agent's protocol."""
 
 
+class _Unreadable(ProtocolError):
+    """A request that cannot be served, where those after it can be read: sound JSON that Python will not hold."""
+
+
 class _Ended(BaseException):
     """The conversation is over before cf-agent said terminate; a BaseException, so that no hook swallows it."""
 
@@ -232,7 +236,8 @@ class PromiseModule:
             answer = self._answer(_request(line))
         except ProtocolError as error:  # the agent waits for an answer all the same
             self.log_critical(f"{self.name}: {error}")
-            broken, answer = error, {"result": Result.ERROR}
+            answer = {"result": Result.ERROR}
+            broken = None if isinstance(error, _Unreadable) else error
         strays.end_line()
         channel.write(_ENCODE(answer) + "\n\n")
         if broken:
@@ -250,6 +255,8 @@ class PromiseModule:
             return {"operation": operation, **serve(self, request)}
         except _Ended:
             raise
+        except _Unreadable as error:
+            self.log_critical(f"{self.name}: {error}")
         except BaseException as error:  # noqa: BLE001 - the one net, so that no bug ends the process
             self.log_critical(f"{_told(error)} (bug in promise module {self.name}, run with --debug for a traceback)")
             self._log_traceback()
@@ -260,10 +267,6 @@ class PromiseModule:
 
     def _terminate(self, _request: dict[str, Any]) -> dict[str, Any]:
         return {"result": _result(self.protocol_terminate())}
-
-    def _deplore(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.log_critical(f"{self.name}: a request that cannot be read: {request['reason']}")
-        return {"result": Result.ERROR}
 
     def _validate(self, request: dict[str, Any]) -> dict[str, Any]:
         metadata = _metadata(request)
@@ -292,7 +295,7 @@ class PromiseModule:
     def _prepared(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         attributes = request.get("attributes", {})
         if not isinstance(request.get("promiser"), str) or not isinstance(attributes, dict):
-            raise TypeError("a request without a promiser, or whose attributes are no object")
+            raise _Unreadable("a request without a promiser, or whose attributes are no object")
         for name, attribute in self._declared.items():
             if isinstance(attributes.get(name), str):
                 attributes[name] = _converted(attributes[name], attribute.typing)
@@ -390,13 +393,11 @@ class PromiseModule:
         return Result.SUCCESS
 
 
-_UNREADABLE = "unreadable"
 _OPERATIONS = {
     "init": PromiseModule._init,
     "validate_promise": PromiseModule._validate,
     "evaluate_promise": PromiseModule._evaluate,
     "terminate": PromiseModule._terminate,
-    _UNREADABLE: PromiseModule._deplore,
 }
 
 
@@ -411,7 +412,7 @@ def _request(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ProtocolError(f"not a request, but {line!r:.200} ({error})") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand levels
-        return {"operation": _UNREADABLE, "reason": _told(error)}
+        raise _Unreadable(f"a request that cannot be read: {_told(error)}") from error
     if not isinstance(request, dict):
         raise ProtocolError(f"not a request, but {line!r:.200}")
     return request

@@ -63,9 +63,9 @@ class MessagesPromise(PromiseModule):
             outcome = not_kept(failure)
         except OSError as error:  # whatever this machine lacks at the moment
             outcome = not_kept(Failure(Reason.LOCAL, f"this node: {error}"))
-        where = _place(metadata) if outcome.result == "not_kept" else ""
+        place = _place(metadata) if outcome.result == "not_kept" else ""
         log = getattr(self, f"log_{outcome.level}")
-        log(f"messages '{promiser}'{where}: {outcome.text}")
+        log(f"messages '{promiser}'{place and f' ({place})'}: {outcome.text}")
         # The agent makes class names of these, but would take what is before a colon for a namespace.
         prefix = promiser.replace(":", "_")
         return outcome.result, [f"{prefix}_{suffix}" for suffix in outcome.suffixes]
@@ -75,7 +75,10 @@ class MessagesPromise(PromiseModule):
         validated, self._validated = self._validated, None
         if validated and validated[:2] == (promiser, attributes):
             return validated[2]
-        return read_promise(promiser, attributes)
+        try:
+            return read_promise(promiser, attributes)
+        except ValueError as error:
+            raise Failure(Reason.LOCAL, str(error)) from None
 
     def _keep(self, promise: Promise, started: float) -> Outcome:
         if promise.payload == []:
@@ -118,7 +121,7 @@ class MessagesPromise(PromiseModule):
 
 
 def _place(metadata: dict[str, Any]) -> str:
-    return f" ({metadata['filename']}:{metadata['line_number']})" if "filename" in metadata else ""
+    return f"{metadata['filename']}:{metadata['line_number']}" if {"filename", "line_number"} <= metadata.keys() else ""
 
 
 _VERBS = {ASK: "ask", ANSWER: "answer at", SAY: "say something to", HEAR: "listen to", PAIR: "talk with"}

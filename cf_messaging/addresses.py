@@ -13,7 +13,7 @@ from .outcomes import Failure, Reason
 Endpoint = namedtuple("Endpoint", "transport host port")
 
 ALLOWED = "tcp://host:port, tcp://[IPv6]:port or ipc:///path"
-_TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
+_TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
 _IPC = re.compile(r"ipc://(/[^\0]+|@[^\0]+)")
 _MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
 _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
@@ -22,9 +22,11 @@ _IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 @lru_cache  # a run names few endpoints, and each many times
 def parse(endpoint: str) -> Endpoint:
     """The parts of an endpoint. Raises ValueError, which says what is wrong with it."""
+    if not endpoint.isascii() and any("\ud800" <= character <= "\udfff" for character in endpoint):
+        raise ValueError("an endpoint is UTF-8")  # libzmq could do with any bytes, but pyzmq takes text
     path = _IPC.fullmatch(endpoint)
     if path:
-        if len(path[1].encode("utf-8", "surrogateescape")) > _MAX_IPC_BYTES:
+        if len(path[1].encode("utf-8")) > _MAX_IPC_BYTES:
             raise ValueError(f"the path is longer than {_MAX_IPC_BYTES} bytes")
         return Endpoint("ipc", path[1], 0)
     parts = _TCP.fullmatch(endpoint)

@@ -68,6 +68,7 @@ def _read_payload(value: Any) -> list[bytes]:
 
 def _read_path(value: Any) -> str:
     if isinstance(value, str) and value.startswith("/") and not value.endswith("/") and "\0" not in value:
+        encode(value)  # no path has half a surrogate pair
         return value
     raise ValueError("allowed is the absolute path of a file")
 

@@ -21,13 +21,16 @@ _INT_RANGE = range(-(2**31), 2**31)  # cf-agent wraps larger integers silently
 _EXPANDED = ("$(", "${", "@(", "@{")  # cf-agent would expand these in data: a peer could read policy variables
 
 
+def _at_once(path: str, flags: int) -> int:
+    """For open(), which leaves a descriptor open that it was given and that is a directory's: a FIFO does not wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def read_payload(path: str) -> bytes:
     """The bytes of a payload file. Raises Failure when there is no regular file, or one over MAX_PAYLOAD_BYTES."""
     try:
-        # O_NONBLOCK: opening a FIFO would wait for a writer for ever
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Failure(Reason.LOCAL, f"payload_file {path} is not a regular file")
             data = file.read(MAX_PAYLOAD_BYTES + 1)
     except OSError as error:
@@ -69,9 +72,8 @@ def keep(path: str, data: bytes) -> bool:
 
 def _holds(path: str, data: bytes) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with open(path, "rb", opener=lambda path, flags: _at_once(path, flags | os.O_NOFOLLOW)) as file:
+            status = os.fstat(file.fileno())
             return stat.S_ISREG(status.st_mode) and status.st_size == len(data) and file.read() == data
     except OSError:  # none there, or none that can be read: it is replaced
         return False

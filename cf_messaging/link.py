@@ -90,7 +90,10 @@ class Link:
 
     def _attach(self, deadline: float) -> None:
         if self.connects:
-            self.socket.connect(self.address)
+            try:
+                self.socket.connect(self.address)
+            except zmq.ZMQError as error:
+                raise Failure(Reason.LOCAL, f"cannot connect to {self.endpoint}: {error.strerror}") from error
             return
         while True:
             try:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -203,14 +204,48 @@ def _by(python: str, pyzmq: str, venv: Path, everything: bool) -> list[Tally]:
     tests = [f"{venv}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ignore=tests/test_cfbs.py"]
     chosen = [] if everything else ["-m", "not policy"]
     environment = {**_bare_environment(), "MESSAGES_PYTHON": f"{venv}/bin/python"}
-    tally = run_tests(
-        [*tests, *chosen, f"--junitxml={venv}/results.xml"], environment, REPOSITORY, venv / "results.xml"
-    )
+    _clone(venv / "project")
+    results = venv / "results.xml"
+    tally = run_tests([*tests, *chosen, f"--junitxml={results}"], environment, venv / "project", results)
     tell(_output([f"{venv}/bin/python", "-c", VERSIONS]) + (" (all tests)" if everything else ""), tally)
     return [tally]
 
 
-PROOFS = {"agents": agents, "python": pythons}
+# ---- fuzz
+
+FUZZED = 100_000  # agent inputs, and frame sequences, each also under python -O
+FUZZ_EXAMPLES = {"tests/test_fuzz_agent.py": 5_200, "tests/test_fuzz_peers.py": 4_500}  # of each test, to come to that
+COUNTED = re.compile(r"^(agent inputs|frame sequences): ([0-9,]+)", re.MULTILINE)
+
+
+def fuzz() -> bool:
+    """Generated agent inputs and frame sequences of peers, all that was really given being counted; about 40 minutes."""
+    print("| Python | file | given | passed | failed | skipped |\n|" + "---|" * 6, flush=True)
+    with tempfile.TemporaryDirectory(prefix="messages-fuzz-") as folder, ThreadPoolExecutor() as pool:
+        _clone(Path(folder) / "project")
+        runs = [pool.submit(_fuzzed, file, options, Path(folder)) for file in FUZZ_EXAMPLES for options in ([], ["-O"])]
+        return all([run.result() for run in runs])
+
+
+def _fuzzed(file: str, options: list[str], folder: Path) -> bool:
+    name = f"{Path(file).stem}{''.join(options)}"
+    results, environment = (
+        folder / f"{name}.xml",
+        {**_bare_environment(), "MESSAGES_EXAMPLES": str(FUZZ_EXAMPLES[file])},
+    )
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/{name}", "-m", "fuzz", file]
+    tally = run_tests(
+        [sys.executable, *options, *pytest, f"--junitxml={results}"], environment, folder / "project", results
+    )
+    given = {what: int(number.replace(",", "")) for what, number in COUNTED.findall(tally.output)}
+    enough = max(given.values(), default=0) >= FUZZED
+    shown = ", ".join(f"{number:,} {what}" for what, number in given.items() if number)
+    passed = tell(f"{' '.join(['python', *options])} | {file} | {shown}{'' if enough else ', too few'}", tally)
+    print("\n".join(line for line in tally.output.splitlines() if re.match(r"[a-z_ ]+: [0-9,]+ \(of which", line)))
+    return passed and enough
+
+
+PROOFS = {"agents": agents, "python": pythons, "fuzz": fuzz}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import pytest
+
 from demo import make_work_directory, restrict
 from peers import scaled
 
@@ -261,6 +263,13 @@ def agent_version() -> str:
     found = re.search(r"[0-9]+\.[0-9]+", told)
     assert found, told
     return found[0]
+
+
+def standard_library() -> frozenset[str]:
+    """The names of its modules; skips the test on a Python that cannot tell."""
+    if sys.version_info < (3, 10):
+        pytest.skip("Python 3.9 cannot list the modules of its standard library")
+    return sys.stdlib_module_names
 
 
 def decoded(path: Path) -> str:

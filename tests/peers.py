@@ -24,6 +24,8 @@ import zmq
 Frames = list[bytes]
 
 if TYPE_CHECKING:
+    from typing import ClassVar, Self
+
     Socket = zmq.Socket[bytes]
     Context = zmq.Context[Socket]
 else:  # the classes of pyzmq 22 take no parameters
@@ -260,18 +262,20 @@ class Event(NamedTuple):
 class Peer:
     """A peer that runs; `wait_for` sees what happened to it. End it with `kill`, or use it as a context manager."""
 
+    PROGRAM: ClassVar[str] = __file__
+
     def __init__(self, kind: str, *arguments: str) -> None:
         self._name = " ".join((kind, *arguments))
         self._lines: list[str] = []
         self._ended = False
         self._news = threading.Condition()
-        command = [sys.executable, __file__, kind, *arguments]
+        command = [sys.executable, self.PROGRAM, kind, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @classmethod
-    def start(cls, kind: str, *arguments: str) -> Peer:
+    def start(cls, kind: str, *arguments: str) -> Self:
         """Returns once the peer is bound (or has begun to connect)."""
         peer = cls(kind, *arguments)
         try:
@@ -328,7 +332,7 @@ class Peer:
     def cont(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

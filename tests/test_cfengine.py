@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from agent import standard_library
 from cfengine import AttributeObject, PromiseModule, ProtocolError, Result, ValidationError
 
 TESTS = Path(__file__).parent
@@ -288,7 +289,7 @@ def test_standard_library_only() -> None:
     tree = ast.parse(SDK.read_text(encoding="utf-8"), feature_version=(3, 9))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+    assert {name.partition(".")[0] for name in imported} <= standard_library()
 
 
 def test_renamed(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agent import MODULE_PYTHON, Agent, Run, environment
+from agent import MODULE_PYTHON, Agent, Run, environment, standard_library
 from demo import REPOSITORY
 from peers import Peer
 
@@ -206,5 +205,5 @@ def test_what_a_kept_promise_imports(recorded: Agent, peer: Callable[..., Peer])
     names = imported(recorded)
     packages = {name.split(".")[0] for name in names}
     assert not packages & SLOW, sorted(names)
-    assert packages <= {"original", "cfengine", "cf_messaging"} | sys.stdlib_module_names, sorted(names)
+    assert packages <= {"original", "cfengine", "cf_messaging"} | standard_library(), sorted(names)
     assert "cf_messaging.patterns" in names and "cf_messaging.exchange" not in names

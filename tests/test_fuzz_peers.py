@@ -163,7 +163,7 @@ def in_turn(connections: list[socket.socket], texts: list[list[bytes]]) -> None:
 
 def hear(waiting: dict[socket.socket, Wire]) -> None:
     """Until each has heard what it awaits, or the other side has left, or patience is over."""
-    until = in_time(max(wire.patience_s for wire in waiting.values()))
+    until = in_time(max((wire.patience_s for wire in waiting.values()), default=0))
     heard = {connection: b"" for connection, wire in waiting.items() if wire.awaits}
     while heard and monotonic() < until:
         for connection in select.select(heard, (), (), until - monotonic())[0]:
@@ -241,8 +241,7 @@ _serial = count()
 
 
 def own_endpoint() -> str:
-    """An endpoint to bind that nobody takes meanwhile: an address of this machine for each process that fuzzes, and a
-    port below those that connections are given."""
+    """An endpoint to bind that nobody takes meanwhile: each process has an address, ports are below the ephemeral."""
     pid = os.getpid()
     host = f"127.{64 + pid % 128}.{pid // 128 % 256}.1"
     while True:
@@ -280,10 +279,8 @@ class Speech(NamedTuple):
         awaits = awaits or (b"READY" if self.version[0] == "3" else b"")
         return Wire(opening, rest, self.byte_wise, end, awaits)
 
-    def enveloped(self, *envelopes: list[bytes]) -> Speech:
-        """With an envelope around each message, the last one again and again."""
-        around = [envelopes[min(index, len(envelopes) - 1)] for index in range(len(self.messages))]
-        return self._replace(messages=[before + frames for before, frames in zip(around, self.messages)])
+    def enveloped(self, envelope: list[bytes]) -> Speech:
+        return self._replace(messages=[envelope + frames for frames in self.messages])
 
     def number(self, pattern: str) -> int:
         """How many messages are wanted of it: all that are answered, or all that are understood."""

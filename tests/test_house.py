@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from agent import standard_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,7 @@ def packages(path: Path) -> set[str]:
 @each_node_file
 def test_a_node_needs_only_the_standard_library_and_zmq(path: Path) -> None:
     """Node files import the standard library and each other; zmq only where messages cross the network."""
-    foreign = packages(path) - sys.stdlib_module_names - OURS
+    foreign = packages(path) - standard_library() - OURS
     assert foreign <= ({"zmq"} if path.stem in KNOWS_ZMQ else set())
 
 

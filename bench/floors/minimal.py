@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.REQ)
-connected = []
+connected: list[bool] = []
 
 
 def evaluate(promiser: str, attributes: dict[str, Any]) -> str:
