@@ -219,20 +219,19 @@ COUNTED = re.compile(r"^(agent inputs|frame sequences): ([0-9,]+)", re.MULTILINE
 
 
 def fuzz() -> bool:
-    """Generated agent inputs and frame sequences of peers, all that was really given being counted; about 40 minutes."""
+    """Generated agent inputs and frame sequences of peers; what was really given is counted. About 40 minutes."""
     print("| Python | file | given | passed | failed | skipped |\n|" + "---|" * 6, flush=True)
     with tempfile.TemporaryDirectory(prefix="messages-fuzz-") as folder, ThreadPoolExecutor() as pool:
         _clone(Path(folder) / "project")
         runs = [pool.submit(_fuzzed, file, options, Path(folder)) for file in FUZZ_EXAMPLES for options in ([], ["-O"])]
-        return all([run.result() for run in runs])
+        held = [run.result() for run in runs]
+    return all(held)
 
 
 def _fuzzed(file: str, options: list[str], folder: Path) -> bool:
     name = f"{Path(file).stem}{''.join(options)}"
-    results, environment = (
-        folder / f"{name}.xml",
-        {**_bare_environment(), "MESSAGES_EXAMPLES": str(FUZZ_EXAMPLES[file])},
-    )
+    results = folder / f"{name}.xml"
+    environment = {**_bare_environment(), "MESSAGES_EXAMPLES": str(FUZZ_EXAMPLES[file])}
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/{name}", "-m", "fuzz", file]
     tally = run_tests(
         [sys.executable, *options, *pytest, f"--junitxml={results}"], environment, folder / "project", results

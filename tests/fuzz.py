@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import threading
 from collections import Counter, defaultdict
 
