@@ -99,6 +99,7 @@ class MessagesPromise(PromiseModule):
     def _opened(self) -> Exchange:
         """The exchange, which imports zmq: a run in which nothing crosses the network does without."""
         if self._exchange is None:
+            files.check_descriptors()
             try:
                 from cf_messaging.exchange import Exchange
             except ModuleNotFoundError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import namedtuple
 from itertools import islice
 from time import monotonic
@@ -11,6 +10,7 @@ import zmq
 
 from .addresses import resolve
 from .conversations import Exchanged, hold
+from .files import check_descriptors
 from .link import Link
 from .outcomes import Failure, Reason, worst
 from .patterns import ASK
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # Sockets stay open for the next promise; libzmq has room for about a thousand, and each link takes three.
 _MAX_LINKS = 200
-# What libzmq opens for a first link and a connection; where it cannot, it aborts the process.
-_DESCRIPTORS = 20
 # Promises that met only silence at an address before the rest of the run does without it.
 _SILENCES_ENOUGH = 2
 _LOOK_S = 0.01  # at a bound socket where nobody came before in this run
@@ -129,7 +127,7 @@ class Exchange:
         key = self._key(talk, candidate.address)
         if key not in self._links:
             self._make_room(candidate.address, talk.bind)
-            _check_descriptors()
+            check_descriptors()
             self._links[key] = Link(self._context, talk, candidate.endpoint, candidate.address, candidate.until)
         return self._links[key]
 
@@ -165,20 +163,6 @@ class Exchange:
         link = self._links.get(key)
         if link and (talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
             self._links.pop(key).close()
-
-
-def _check_descriptors() -> None:
-    """Raise Failure unless there are enough file descriptors for one more link."""
-    spare: list[int] = []
-    try:
-        while len(spare) < _DESCRIPTORS:
-            spare.append(os.dup(2))
-    except OSError as error:
-        detail = f"{error.strerror}: fewer than {_DESCRIPTORS} more are allowed to this run (ulimit -n)"
-        raise Failure(Reason.LOCAL, detail) from error
-    finally:
-        for descriptor in spare:
-            os.close(descriptor)
 
 
 def _is_final(failure: Failure, deadline: float) -> bool:

@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 MAX_DEPTH = 64  # levels of nesting in a file for readjson(), its own two included
 _INT_RANGE = range(-(2**31), 2**31)  # cf-agent wraps larger integers silently
 _EXPANDED = ("$(", "${", "@(", "@{")  # cf-agent would expand these in data: a peer could read policy variables
+# What libzmq opens for a first link and a connection; where it cannot, it aborts the process.
+_DESCRIPTORS = 20
+
+
+def check_descriptors() -> None:
+    """Raise Failure unless there are enough file descriptors to load libzmq and to open one more link."""
+    spare: list[int] = []
+    try:
+        while len(spare) < _DESCRIPTORS:
+            spare.append(os.dup(2))
+    except OSError as error:
+        detail = f"{error.strerror}: fewer than {_DESCRIPTORS} more are allowed to this run (ulimit -n)"
+        raise Failure(Reason.LOCAL, detail) from error
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
 
 
 def _at_once(path: str, flags: int) -> int:
