@@ -265,6 +265,9 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
     # what it would be for: nothing is sent into a queue that nobody empties.
     socket.reconnect_ivl = _RECONNECT_MS
     socket.maxmsgsize = MAX_PAYLOAD_BYTES
+    # With a domain, and nobody who asks for it, libzmq refuses peers of before ZMTP 3: HTTP sent to a bound PULL looks
+    # like one of those, and some of what they may say makes it abort the process.
+    socket.zap_domain = b"messages"
     kind = talk.pattern.socket
     if kind == "SUB":
         socket.subscribe(talk.topic)
