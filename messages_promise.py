@@ -5,6 +5,7 @@ Of each promise it makes one outcome: a result, classes and one log line.
 
 from __future__ import annotations
 
+import os
 import sys
 from time import monotonic
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from cf_messaging.attributes import Promise
     from cf_messaging.conversations import Exchanged
     from cf_messaging.exchange import Exchange
+    from cf_messaging.information import Context, Information
     from cf_messaging.wire import Message
 
 VERSION = "0.1.0"
+# <workdir>/state; the agent copies this file to <workdir>/modules/promises.
+_STATE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "state")
 
 
 class MessagesPromise(PromiseModule):
@@ -35,6 +39,7 @@ class MessagesPromise(PromiseModule):
     def __init__(self) -> None:
         super().__init__("messages_promise", VERSION)
         self._exchange: Exchange | None = None
+        self._information: Information | None = None
         self._validated: tuple[str, dict[str, Any], Promise] | None = None
         # The stock SDK in place of ours cannot tell the agent that this module knows what a dry run is.
         self._on_stock_sdk = not hasattr(PromiseModule, "handles_action_policy")
@@ -58,7 +63,11 @@ class MessagesPromise(PromiseModule):
         if self._on_stock_sdk:
             self._log_level = "verbose"  # its copies of before 2024 keep back the info line that cf-agent insists on
         try:
-            outcome = self._keep(self._promise(promiser, attributes), started)
+            promise = self._promise(promiser, attributes)
+            if promise.information or promise.view:
+                outcome = self._inform(promise, _context(promiser, promise, attributes, metadata, started))
+            else:
+                outcome = self._keep(promise, started)
         except Failure as failure:
             outcome = not_kept(failure)
         except OSError as error:  # whatever this machine lacks at the moment
@@ -96,6 +105,22 @@ class MessagesPromise(PromiseModule):
                 raise Failure(failure.reason, f"{failure} (timeout {promise.timeout:g} s)") from failure
             raise
 
+    def _inform(self, promise: Promise, context: Context) -> Outcome:
+        """Keep a promise of information, or for a view."""
+        if self._information is None:
+            from cf_messaging.information import Information
+
+            self._information = Information(self._converse, self._note, _STATE_DIR)
+        if promise.view:
+            return self._information.view(promise, context)
+        return self._information.say(promise, _value(promise), context)
+
+    def _converse(self, talk: Conversation, deadline: float) -> Exchanged:
+        return self._opened().converse(talk, deadline)
+
+    def _note(self, level: str, text: str) -> None:
+        getattr(self, f"log_{level}")(text)
+
     def _opened(self) -> Exchange:
         """The exchange, which imports zmq: a run in which nothing crosses the network does without."""
         if self._exchange is None:
@@ -117,12 +142,30 @@ class MessagesPromise(PromiseModule):
 
     def close(self) -> list[str]:
         """Close the sockets, however the run ends; returns what was lost by it, in words."""
+        if self._information:
+            self._information.close()
         exchange, self._exchange = self._exchange, None
         return exchange.close() if exchange else []
 
 
 def _place(metadata: dict[str, Any]) -> str:
     return f"{metadata['filename']}:{metadata['line_number']}" if {"filename", "line_number"} <= metadata.keys() else ""
+
+
+def _context(
+    promiser: str, promise: Promise, attributes: dict[str, Any], metadata: dict[str, Any], started: float
+) -> Context:
+    from cf_messaging.information import Context
+
+    node = promise.node or os.uname().nodename
+    return Context(promiser, _place(metadata), attributes.get("handle"), node, started)
+
+
+def _value(promise: Promise) -> Any:
+    """The one value of information."""
+    if promise.payload_file:
+        return files.as_value(files.read_payload(promise.payload_file))
+    return [] if promise.value == ["cf_null"] else promise.value
 
 
 _VERBS = {ASK: "ask", ANSWER: "answer at", SAY: "say something to", HEAR: "listen to", PAIR: "talk with"}

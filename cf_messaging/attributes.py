@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections import namedtuple
 
 from .addresses import parse as parse_endpoint
-from .patterns import PATTERNS, objection
-from .wire import MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES, encode
+from .patterns import ACKNOWLEDGED, PATTERNS, objection
+from .wire import KINDS, MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES, check_name, check_node, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,6 +115,37 @@ def _whole(least: int, most: int) -> Callable[[Any], int]:
     return read
 
 
+def _read_kind(value: Any) -> Any:
+    if isinstance(value, str) and value in KINDS:
+        return KINDS[value]
+    raise ValueError(_one_of(value, KINDS))
+
+
+def _read_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("allowed is a name")
+    check_name(value)
+    return value
+
+
+def _read_node(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("allowed is the name of a node")
+    check_node(value)
+    return value
+
+
+def _read_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    if isinstance(value, dict):
+        return value
+    raise ValueError("allowed is an object: a data container, or text that is a JSON object")
+
+
 # type: as policy writers know it. default: as policy would write it, None where there is none.
 Attribute = namedtuple("Attribute", "type default read")
 
@@ -131,6 +163,13 @@ ATTRIBUTES = {
     "timeout": Attribute("real", "5", _read_seconds),
     "retries": Attribute("int", "0", _whole(0, 100)),
     "subscribers": Attribute("int", "1", _whole(1, 100_000)),
+    "information": Attribute("string", None, _read_kind),
+    "refresh": Attribute("int", "1440", _whole(1, 525_600)),
+    "expire": Attribute("int", "10080", _whole(1, 43_200)),
+    "view": Attribute("string", None, _read_name),
+    "parameters": Attribute("object", "{}", _read_object),
+    "node": Attribute("string", None, _read_node),
+    "state_dir": Attribute("string", None, _read_path),
 }
 _DEFAULTS = {name: None if each.default is None else each.read(each.default) for name, each in ATTRIBUTES.items()}
 
@@ -151,6 +190,14 @@ class Promise:
     timeout: float  # seconds
     retries: int
     subscribers: int
+    information: Any  # a wire.Kind, or None
+    refresh: int  # minutes
+    expire: int  # minutes
+    view: str | None
+    parameters: dict[str, Any]
+    node: str | None  # None: the host name
+    state_dir: str | None
+    value: Any  # of information: the payload as it came
     dry_run: bool  # say what would be done, and do nothing
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -160,19 +207,29 @@ class Promise:
 def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
     given = _given(promiser, attributes)
-    values = {**_DEFAULTS, "dry_run": attributes.get("action_policy", "fix") != "fix"}
+    dry_run = attributes.get("action_policy", "fix") != "fix"
+    values = {**_DEFAULTS, "dry_run": dry_run, "value": attributes.get("payload")}
     for name, value in given.items():
         values[name] = _read(name, value)
-    attribute, wrong = objection(values["pattern"], given)
+    attribute, wrong = objection(values["pattern"], given, values["information"])
     if wrong:
         raise ValueError(f"attribute '{attribute}' is {shown(given.get(attribute))}: {wrong}")
     promise = Promise(values)
+    if promise.information:
+        _check_promiser(promiser)
     if promise.bind and len(promise.endpoint) > 1:
         raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: with 'bind' allowed is exactly one")
     for endpoint in promise.endpoint:
         if endpoint.startswith("tcp://*:") and not promise.bind:
             raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
     return promise
+
+
+def _check_promiser(promiser: str) -> None:
+    try:
+        check_name(promiser)
+    except ValueError as error:
+        raise ValueError(f"the promiser names the information, and {shown(promiser)} cannot: {error}") from None
 
 
 def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +239,8 @@ def _given(promiser: str, attributes: dict[str, Any]) -> dict[str, Any]:
         _refuse_unknown(attributes)
     if "://" in promiser:
         given.setdefault("endpoint", promiser)
+    if "pattern" not in given and ("information" in given or "view" in given):
+        given["pattern"] = ACKNOWLEDGED[0]
     if "pattern" not in given:
         raise ValueError(f"missing attribute 'pattern': allowed are {', '.join(PATTERNS)}")
     if "endpoint" not in given:

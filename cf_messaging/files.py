@@ -56,6 +56,17 @@ def read_payload(path: str) -> bytes:
     return data
 
 
+def as_value(payload: bytes) -> Any:
+    """Of information from a file: its value if it is a JSON object or array, else its text."""
+    text = payload.decode("utf-8", "surrogateescape")
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return text
+
+
 def check_writable(path: str) -> None:
     """Raise Failure if path could not be replaced: known before a message is said whose answer would be lost."""
     directory = os.path.dirname(path)
@@ -125,6 +136,43 @@ def as_json(messages: Sequence[Message]) -> bytes:
     """
     rows = [{"payload": _value(message.payload), "topic": _safe_text(_text(message.topic))} for message in messages]
     return b"".join((b"[\n", b",\n".join(_line(row) for row in rows), b"\n]\n"))
+
+
+def as_rows(rows: list[dict[str, Any]]) -> tuple[bytes, list[str]]:
+    """An array of the rows of a view, safe for readjson(), and in words what of them had to become null."""
+    warnings: list[str] = []
+    lines = [_line(_safe_row(row, warnings)) for row in rows]
+    return b"".join((b"[\n", b",\n".join(lines), b"\n]\n" if lines else b"]\n")), warnings
+
+
+def _safe_row(row: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """What one node said must not cost the others their rows."""
+    safe: dict[str, Any] = {}
+    for name, value in row.items():
+        try:
+            column = _safe_text(name)
+        except ValueError as error:
+            warnings.append(f"a column is {error}: left out")
+            continue
+        try:
+            safe[column] = _safe(_plain(value), 2)
+        except ValueError as error:
+            safe[column] = None
+            warnings.append(f"'{column}' of node '{row.get('node')}' is {error}: taken for null")
+    return safe
+
+
+def _plain(value: Any) -> Any:
+    """A value with numbers that cf-agent can read."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return _safe_int(str(value))
+    if isinstance(value, float) and value - value == 0:
+        return _safe_real(repr(value))
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    return {key: _plain(element) for key, element in value.items()} if isinstance(value, dict) else value
 
 
 def _line(row: dict[str, Any]) -> bytes:

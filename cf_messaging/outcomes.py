@@ -22,6 +22,7 @@ class Reason(Enum):
     MISMATCHED = "mismatched", "answer does not match"
     TIMED_OUT = "timed_out", "timed out"
     UNREACHABLE = "unreachable", "unreachable"
+    EXPIRED = "expired", "expired"
 
     def __init__(self, suffix: str, words: str) -> None:
         self.suffix = suffix

@@ -8,7 +8,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 # A message is held in memory several times on its way, on small nodes too; larger things are files:, not messages:.
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
@@ -37,6 +37,7 @@ def encode(value: Any) -> bytes:
 MAX_EVENT_BYTES = 1024 * 1024  # a listener holds many at once
 MAX_ANSWER_BYTES = MAX_PAYLOAD_BYTES
 MAX_NAME_BYTES = 200  # names are keys and topics
+MAX_REFRESH_S = 366 * 86400
 MAX_DEPTH = 64  # readers recurse, cf-agent's among them
 
 # remembered: a node says a value again only when it is due. history: the listener keeps what was before.
@@ -68,7 +69,11 @@ _SOURCE = "cfengine://"
 # Compiled when they are used: most agent runs only keep promises, and read no event.
 _NODE = r"[A-Za-z0-9._:-]{1,253}"
 _ID = r"([0-9a-f]{32})-([0-9]{12})"
-_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z"
+_STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # one that never ends is one too: each character is looked at once
+_TIME = (
+    "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)"
+    r"(\.[0-9]{1,9})?Z"
+)
 _OPTIONAL = {"policy": str, "handle": str, "refresh": int}
 _OF_STATUS = {STORED: (), DUPLICATE: (), ANSWERED: ("view", "rows", "time"), REFUSED: ("reason",)}
 _OF_STATUS[LATER] = ("reason", "retry_after")
@@ -90,8 +95,8 @@ def event_id(stream: str, sequence: int) -> str:
 def parse_id(id: str) -> tuple[str, int]:
     """Stream and sequence of an event of information. Raises ValueError."""
     parts = re.fullmatch(_ID, id)
-    if not parts:
-        raise ValueError(f"'{id:.100}' is no id: allowed are 32 hexadecimal digits, '-' and 12 digits")
+    if not parts or parts[2] == "0" * 12:
+        raise ValueError(f"'{id:.100}' is no id: allowed are 32 hexadecimal digits, '-' and 12 digits from 1")
     return parts[1], int(parts[2])
 
 
@@ -158,6 +163,8 @@ def _event(fields: dict[str, Any]) -> Event:
     if not re.fullmatch(_TIME, time):
         raise ValueError(f"time is no RFC 3339 in UTC: '{time:.100}'")
     optional = {key: fields[key] for key, kind_of in _OPTIONAL.items() if _is(fields.get(key), kind_of)}
+    if not 1 <= optional.get("refresh", 1) <= MAX_REFRESH_S:
+        raise ValueError(f"refresh is not 1 to MAX_REFRESH_S, {MAX_REFRESH_S}")
     return Event(id, kind, node, name, time, _data(fields, kind), **optional)
 
 
@@ -191,6 +198,8 @@ def decode_answer(frame: bytes) -> Answer:
         value = fields.get(name)
         if not (_is(value, _ANSWER_TYPES[name]) if name in _ANSWER_TYPES else _is(value, int) or _is(value, float)):
             raise Malformed(f"'{name}' of an answer '{status}' is {value!r:.100}")
+    if not 0 <= fields["have"] < 10**12:
+        raise Malformed(f"'have' of an answer is {fields['have']!r:.100}")
     if status == ANSWERED and not all(isinstance(row, dict) for row in fields["rows"]):
         raise Malformed("a row of a view is no object")
     return Answer(status=status, **{name: fields[name] for name in names})
@@ -200,7 +209,10 @@ def decode_answer(frame: bytes) -> Answer:
 
 
 def _encoded(fields: dict[str, Any], limit_name: str, limit: int) -> bytes:
-    frame = canonical(fields).encode("utf-8")  # half a surrogate pair is a ValueError too
+    text = canonical(fields)
+    if _is_too_deep(text):
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    frame = text.encode("utf-8")  # half a surrogate pair is a ValueError too
     if len(frame) > limit:
         raise ValueError(f"{len(frame)} bytes, where {limit_name}, {limit}, are allowed")
     return frame
@@ -211,9 +223,9 @@ def _decoded(frame: bytes, what: str, limit: int) -> dict[str, Any]:
         raise Malformed(f"{len(frame)} bytes, where an {what} may have {limit}")
     try:
         text = frame.decode("utf-8")
-        if _depth(text) > MAX_DEPTH:
+        if _is_too_deep(text):
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
-        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        fields = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
         if "\\u" in text:  # an escape may be half a surrogate pair
             canonical(fields).encode("utf-8")
     except UnicodeError:
@@ -225,15 +237,15 @@ def _decoded(frame: bytes, what: str, limit: int) -> dict[str, Any]:
     return fields
 
 
-def _depth(text: str) -> int:
-    """How deep brackets are nested at most, or a smaller number where they cannot be nested too deeply."""
+def _is_too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return 0
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[{\]}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+        return False
+    depth = 0
+    for bracket in re.finditer(r"[\[{\]}]", re.sub(_STRING, "", text)):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -243,8 +255,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number - number != 0:
+        raise ValueError(f"{literal:.100} is no number of JSON, or too large for one")
+    return number
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

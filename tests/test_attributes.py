@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cf_messaging.attributes import ATTRIBUTES, COMMON_ATTRIBUTES, Promise, read_promise
 from cf_messaging.patterns import PATTERNS
-from cf_messaging.wire import MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES
+from cf_messaging.wire import KINDS, MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES
 
 HUB = "tcp://hub:5309"
 
@@ -47,6 +47,22 @@ ALLOWED_WITH = {
     "expect": {"request", "async_request", "pair"},
     "retries": {"request", "async_request"},
     "subscribers": {"publish"},
+    **{name: set() for name in ("refresh", "expire", "node", "state_dir", "parameters")},
+}
+# What makes of it a promise of information, or for a view, which have attributes of their own.
+MEANT: dict[str, dict[str, Any]] = {
+    "information": {"information": "static", "payload": "x"},
+    "view": {"view": "latest", "file": "/heard"},
+}
+# attribute: what it goes with, of these two
+MEANT_WITH = {
+    "information": {"information"},
+    "refresh": {"information"},
+    "expire": {"information"},
+    "state_dir": {"information"},
+    "node": {"information", "view"},
+    "view": {"view"},
+    "parameters": {"view"},
 }
 
 # attribute: a value that is valid by itself.
@@ -63,6 +79,13 @@ SOUND: dict[str, Any] = {
     "expect": "o.*k",
     "retries": "9",
     "subscribers": "9",
+    "information": "common",
+    "refresh": "9",
+    "expire": "9",
+    "view": "nodes",
+    "parameters": '{"a": 1}',
+    "node": "web1",
+    "state_dir": "/state",
 }
 
 # attribute: values from policy and what they mean.
@@ -107,6 +130,13 @@ VALID: dict[str, list[tuple[Any, Any]]] = {
     "timeout": [("0.01", 0.01), ("0.5", 0.5), ("5", 5.0), ("300", 300.0), ("300.0", 300.0)],
     "retries": [("0", 0), ("100", 100)],
     "subscribers": [("1", 1), ("100000", 100_000)],
+    "information": [(name, KINDS[name]) for name in ("static", "dynamic", "state", "common")],
+    "refresh": [("1", 1), ("525600", 525_600)],
+    "expire": [("1", 1), ("43200", 43_200)],
+    "view": [(name, name) for name in ("x", "two words", "é" * 100)],
+    "parameters": [({}, {}), ({"é": ["1"]}, {"é": ["1"]}), ("{}", {}), ('{"a": 1}', {"a": 1})],
+    "node": [(name, name) for name in ("a", "web-1.example.org", "a_b:c", "n" * 253)],
+    "state_dir": [("/var/lib/state", "/var/lib/state")],
 }
 
 _ARABIC_5 = "\u0665"  # a digit, but not one of ours
@@ -139,6 +169,13 @@ INVALID: dict[str, list[Any]] = {
     ],
     "retries": ["101", *_NO_INT],
     "subscribers": ["0", "100001", *_NO_INT],
+    "information": ["", "State", "states", "view", None, 1, [], ["state"], {}],
+    "refresh": ["0", "525601", *_NO_INT],
+    "expire": ["0", "43201", *_NO_INT],
+    "view": ["", "x" * 201, "a\nb", "a\0", "\x85", "\ud800", None, 1, [], ["x"], {}],
+    "parameters": ["", "x", "[]", "1", "null", '"{}"', "{", None, 1, [], [{}]],
+    "node": ["", "a b", "é", "a/b", "a\n", "n" * 254, "\udcff", None, 1, [], ["a"], {}],
+    "state_dir": _NO_PATH,
 }
 
 
@@ -152,6 +189,8 @@ def with_attribute(name: str, value: Any) -> dict[str, Any]:
     if name == "pattern":
         needed = NEEDED[value] if isinstance(value, str) and value in NEEDED else {}
         return {"endpoint": HUB, **needed, "pattern": value}
+    if name in MEANT_WITH:
+        return {"endpoint": HUB, **MEANT[min(MEANT_WITH[name])], name: value}
     pattern = next(each for each in NEEDED if each in ALLOWED_WITH[name])
     return completed(attributes_for(pattern, **{name: value}), name)
 
@@ -162,7 +201,7 @@ def completed(attributes: dict[str, Any], name: str) -> dict[str, Any]:
         attributes.pop("payload", None)
     if name == "format":
         attributes["file"] = "/heard"
-    if name == "expect" and attributes["pattern"] == "pair":
+    if name == "expect" and attributes.get("pattern") == "pair":
         attributes["payload"] = "said"
     return attributes
 
@@ -196,7 +235,7 @@ def cases(table: dict[str, list[Any]]) -> Any:
 
 def test_the_attributes_are_those_of_the_design() -> None:
     """No attribute is missing and none is unheard of."""
-    assert set(ATTRIBUTES) == set(ALLOWED_WITH)
+    assert set(ATTRIBUTES) == set(ALLOWED_WITH) | set(MEANT_WITH)
 
 
 @pytest.mark.parametrize(("name", "pair"), cases(VALID))
@@ -213,7 +252,7 @@ def test_invalid_value(name: str, value: Any) -> None:
     text = refusal(with_attribute(name, value))
     assert f"'{name}'" in text
     assert repr(value)[:60] in text or (isinstance(value, str) and value[:60] in text)
-    assert re.search("allowed|may have at most|must be|regular expression|longer than", text)
+    assert re.search("allowed|may have at most|must be|regular expression|longer than|a name has|is named by", text)
     assert len(text) < 1000 and "\n" not in text and "\0" not in text
 
 
@@ -238,6 +277,8 @@ def test_defaults(pattern: str) -> None:
     assert (promise.bind, promise.topic, promise.format, promise.count) == (False, b"", "text", 1)
     assert (promise.timeout, promise.retries, promise.subscribers) == (5.0, 0, 1)
     assert (promise.file, promise.payload_file, promise.expect, promise.dry_run) == (None, None, None, False)
+    assert (promise.information, promise.view, promise.parameters) == (None, None, {})
+    assert (promise.refresh, promise.expire, promise.node, promise.state_dir) == (1440, 10_080, None, None)
 
 
 @pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]", "[a~~b]"])
@@ -284,7 +325,86 @@ def test_allowed_with(pattern: str, name: str) -> None:
     else:
         text = refusal(attributes)
         assert f"'{name}'" in text and f"'{pattern}'" in text
-        assert all(re.search(rf"\b{each}\b", text) for each in ALLOWED_WITH[name])
+        goes_with = ALLOWED_WITH[name] | MEANT_WITH.get(name, set())
+        assert all(re.search(rf"\b{each}\b", text) for each in goes_with)
+
+
+# The design's table again, for information and views.
+INFORMATION_BY = {
+    **{kind: {"async_request", "request"} for kind in ("static", "dynamic", "common")},
+    "state": {"async_request", "request", "push", "publish", "pair"},
+}
+INFORMATION_TAKES = {"timeout", "endpoint", "payload", "payload_file", "expire", "node", "state_dir"}
+VIEW_TAKES = {"timeout", "endpoint", "file", "parameters", "node"}
+
+
+@pytest.mark.parametrize("pattern", NEEDED)
+@pytest.mark.parametrize("kind", INFORMATION_BY)
+def test_patterns_of_information(kind: str, pattern: str) -> None:
+    """By async_request, which is the default, or request; state also by what nobody answers."""
+    attributes = {"information": kind, "payload": "x", "endpoint": HUB}
+    assert read_promise("p", attributes).pattern.name == "async_request"
+    if pattern in INFORMATION_BY[kind]:
+        assert read_promise("p", {**attributes, "pattern": pattern}).pattern.name == pattern
+    else:
+        text = refusal({**attributes, "pattern": pattern})
+        assert f"'{pattern}'" in text and all(name in text for name in INFORMATION_BY[kind])
+
+
+@pytest.mark.parametrize("name", sorted({*ALLOWED_WITH, *MEANT_WITH} - {"pattern", "information"}))
+@pytest.mark.parametrize("kind", INFORMATION_BY)
+def test_attributes_of_information(kind: str, name: str) -> None:
+    """Those of the design's table; refresh with what is remembered alone; expire with what may wait."""
+    attributes = completed({"information": kind, "payload": "x", "endpoint": HUB, name: SOUND[name]}, name)
+    if name in INFORMATION_TAKES or (name == "refresh" and kind != "state"):
+        assert getattr(read_promise("p", attributes), name) is not None
+    else:
+        text = refusal(attributes)
+        assert f"'{name}'" in text and ("'information'" in text or "state" in text)
+
+
+@pytest.mark.parametrize("name", sorted({*ALLOWED_WITH, *MEANT_WITH} - {"pattern", "information", "view"}))
+def test_attributes_of_views(name: str) -> None:
+    """Those of the design's table."""
+    attributes = {**MEANT["view"], "endpoint": HUB, name: SOUND[name]}
+    if name in VIEW_TAKES:
+        assert getattr(read_promise("p", attributes), name) is not None
+    else:
+        text = refusal(attributes)
+        assert f"'{name}'" in text and "'view'" in text
+
+
+@pytest.mark.parametrize("pattern", NEEDED)
+def test_patterns_of_views(pattern: str) -> None:
+    """By async_request, which is the default, or request; a file is needed."""
+    view = {**MEANT["view"], "endpoint": HUB}
+    assert read_promise("p", view).pattern.name == "async_request"
+    if pattern in ("request", "async_request"):
+        assert read_promise("p", {**view, "pattern": pattern}).pattern.name == pattern
+    else:
+        assert f"'{pattern}'" in refusal({**view, "pattern": pattern})
+    assert "'file'" in refusal({"view": "latest", "endpoint": HUB})
+
+
+@pytest.mark.parametrize("pattern", ["push", "publish", "pair"])
+def test_expire_without_a_queue(pattern: str) -> None:
+    """What is never queued cannot expire."""
+    state = {"information": "state", "payload": "x", "endpoint": HUB, "pattern": pattern}
+    assert f"'{pattern}'" in refusal({**state, "expire": "5"}) and "'expire'" in refusal({**state, "expire": "5"})
+
+
+@pytest.mark.parametrize("promiser", ["", "x" * 201, "a\nb", "\udcff"])
+def test_the_promiser_names_the_information(promiser: str) -> None:
+    """It must be fit to; for a view any promiser will do."""
+    text = refusal({**MEANT["information"], "endpoint": HUB}, promiser)
+    assert "names the information" in text and len(text) < 1000
+    assert read_promise(promiser, {**MEANT["view"], "endpoint": HUB}).view == "latest"
+
+
+def test_the_value_of_information_is_one() -> None:
+    """It is kept as it came, a list included."""
+    for value in ("x", ["x", {"a": "b"}], {"a": ["b"]}, ["cf_null"]):
+        assert read_promise("p", {"information": "state", "payload": value, "endpoint": HUB}).value == value
 
 
 @pytest.mark.parametrize("pattern", NEEDED)
@@ -419,14 +539,17 @@ names = st.sampled_from([*ATTRIBUTES, *COMMON_ATTRIBUTES]) | st.text(st.characte
 
 def is_sound(promise: Promise) -> bool:
     said = [given for given in (promise.payload, promise.payload_file) if given is not None]
-    wanted = promise.pattern.payload
+    wanted = "required" if promise.information else "refused" if promise.view else promise.pattern.payload
     return (
         0.01 <= promise.timeout <= 300
         and 0 <= promise.count <= 1_000_000
         and bool(promise.endpoint)
         and (not promise.bind or len(promise.endpoint) == 1)
         and (len(said) == 1 if wanted == "required" else not said if wanted == "refused" else len(said) <= 1)
-        and all(path is None or path.startswith("/") for path in (promise.file, promise.payload_file))
+        and all(
+            path is None or path.startswith("/") for path in (promise.file, promise.payload_file, promise.state_dir)
+        )
+        and (promise.view is None or promise.file is not None)
     )
 
 

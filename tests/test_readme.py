@@ -105,4 +105,4 @@ def test_policies_of_the_readme(agent: Agent) -> None:
     for block in blocks:
         (section,) = re.findall(r"^ *messages:.*?;$", block, re.MULTILINE | re.DOTALL)
         run = agent.run(section + "\n", options=["--dry-run"])
-        assert [warning.count("Should ask tcp://hub:5301") for warning in run.warnings] == [1]
+        assert [bool(re.search("Should .* tcp://hub:5301", warning)) for warning in run.warnings] == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pwd
 import shutil
@@ -464,8 +465,28 @@ def test_the_clock_is_set_during_a_wait(agent: Agent, peer: Start, clock: Clock,
 
 @each_node_file
 def test_no_node_file_asks_for_the_wall_clock(path: Path) -> None:
-    """Of all clocks, node files know the monotonic one alone."""
-    assert {name for name in imports(path) if name.split(".")[0] in ("time", "datetime")} <= {"time.monotonic"}
+    """Of all clocks, node files know the monotonic one alone; but for what is stored and said, its deadlines apart."""
+    clocks = {name for name in imports(path) if name.split(".")[0] in ("time", "datetime")}
+    assert clocks <= ({"time"} if path.stem == "information" else {"time.monotonic"})
+
+
+def test_no_deadline_is_of_the_wall_clock() -> None:
+    """Where the wall clock is known, no deadline is reckoned from it: deadlines come from the start of the promise."""
+    (information,) = [path for path in NODE_FILES if path.stem == "information"]
+    tree = ast.parse(information.read_bytes())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in CONVERSES]
+    assert len(calls) >= 3
+    for call in calls:
+        assert "time" not in names_in(call.args[-1]) and "now" not in names_in(call.args[-1]), ast.unparse(call)
+    deadlines = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and "deadline" in names_in(node)]
+    assert not [ast.unparse(value) for value in deadlines if {"now"} & names_in(value)]
+
+
+CONVERSES = {"self._converse", "self._ask"}
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
 def test_deadlines_are_of_the_monotonic_clock() -> None:
