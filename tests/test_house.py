@@ -86,3 +86,10 @@ def test_data_walks_one_way(path: Path) -> None:
     ours = {name.removeprefix("cf_messaging.").split(".")[0] for name in imports(path) if name.split(".")[0] in OURS}
     above = DOWNWARDS[: DOWNWARDS.index(path.stem)] if path.stem in DOWNWARDS else DOWNWARDS
     assert not ours.intersection(above)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cf_messaged").rglob("*.py")), ids=lambda path: path.name)
+def test_the_daemon_knows_little_of_the_nodes_house(path: Path) -> None:
+    """Of what is copied to nodes, cf-messaged imports the wire and the keys alone."""
+    of_nodes = {name for name in imports(path) if name.split(".")[0] in OURS}
+    assert all(name.startswith(("cf_messaging.wire", "cf_messaging.keys")) for name in of_nodes)

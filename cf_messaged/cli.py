@@ -1,0 +1,225 @@
+"""The command line: cf-messaged run, view, status, forget, check-config. The only place that sees sys.argv."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cf_messaged import __version__, views
+from cf_messaged.config import BadConfig, Config, load
+from cf_messaged.store import Store, StoreUnavailable, sqlite_path, summary
+from cf_messaged.times import rfc3339
+
+log = logging.getLogger("cf_messaged")
+
+_CONFIG = click.option("--config", "config_path", metavar="FILE", help="Settings, in TOML.")
+_STORE = click.option("--store", metavar="URL", help="Where everything is kept: sqlite:///PATH.")
+
+
+def fail(error: object) -> NoReturn:
+    """The end, with one line."""
+    raise click.ClickException(one_line(str(error)))
+
+
+def one_line(text: str) -> str:
+    """What others said may hold line ends and what moves a terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def settings(config_path: str | None, **said: Any) -> Config:
+    try:
+        return load(config_path, said)
+    except BadConfig as error:
+        fail(error)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cf-messaged")
+def main() -> None:
+    """Listens to what nodes promise, keeps it, and answers views of it."""
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = rfc3339(int(record.created * 1_000_000))
+        return f"{moment} {record.levelname.lower()}: {one_line(record.getMessage())}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+@main.command()
+@_CONFIG
+@_STORE
+@click.option("--request", metavar="ENDPOINT", help="Where nodes say information and ask for views.")
+@click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine without keys.")
+def run(config_path: str | None, store: str | None, request: str | None, insecure: bool | None) -> None:
+    """Listen, until SIGTERM."""
+    from cf_messaged.service import CannotListen, Service, raise_limits  # zmq is for this command alone
+
+    config = settings(config_path, store=store, request=request, insecure=insecure)
+    _log_to_stderr()
+    raise_limits()
+    try:
+        _check_views(config)
+        service = Service(config, Store(config.store, config.alive_within_s))
+        service.heed_signals()
+        bound = service.bind(config.request)
+    except (StoreUnavailable, CannotListen, views.BadView) as error:
+        fail(error)
+    if config.insecure:
+        log.warning("--insecure: everybody who reaches %s can say and read everything", bound)
+    click.echo(f"request {bound}")
+    log.info("cf-messaged %s listens on %s", __version__, bound)
+    service.run()
+    service.close()
+    log.info("ended: %s", service.counters)
+
+
+@main.command("check-config")
+@_CONFIG
+@_STORE
+def check_config(config_path: str | None, store: str | None) -> None:
+    """Tell whether the settings are right, and what they are."""
+    config = settings(config_path, store=store)
+    try:
+        _check_views(config)
+    except views.BadView as error:
+        fail(error)
+    for name, value in asdict(config).items():
+        if value is not None:
+            click.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _check_views(config: Config) -> None:
+    for name in views.names(config.views_dir):
+        views.load(name, config.views_dir)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the view; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="The rows as JSON.")
+@_CONFIG
+@_STORE
+def view(name: str | None, params: tuple[str, ...], as_json: bool, config_path: str | None, store: str | None) -> None:
+    """Show a view; without NAME, which there are."""
+    config = settings(config_path, store=store)
+    asked = _asked(params)
+    try:
+        if name is None:
+            _list_views(config)
+            return
+        rows = _rows(config, name, asked)
+    except (views.Refused, views.BadView, StoreUnavailable) as error:
+        fail(error)
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+    else:
+        _print_table(rows)
+
+
+def _asked(params: tuple[str, ...]) -> dict[str, str]:
+    for param in params:
+        if "=" not in param:
+            raise click.BadParameter(f"'{param}' is no NAME=VALUE", param_hint="--param")
+    return dict(param.split("=", 1) for param in params)
+
+
+def _rows(config: Config, name: str, asked: dict[str, str]) -> list[views.Row]:
+    found = views.load(name, config.views_dir)
+    given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
+    values = views.values(found, asked, given, time.time_ns() // 1000)
+    limits = views.Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
+    return views.rows(sqlite_path(config.store), found, values, limits)
+
+
+def _list_views(config: Config) -> None:
+    table = _table("view", "parameters", "shows")
+    for name in views.names(config.views_dir):
+        found = views.load(name, config.views_dir)
+        told = [f"{parameter.name} ({parameter.type})" for parameter in found.parameters.values()]
+        table.add_row(name, ", ".join(told), found.about)
+    _console().print(table)
+
+
+def _print_table(rows: list[views.Row]) -> None:
+    if not rows:
+        click.echo("no rows")
+        return
+    table = _table(*rows[0])
+    for row in rows:
+        table.add_row(*(Text(one_line(_told(cell))) for cell in row.values()))
+    _console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    """A pipe has no width: what reads it gets whole lines."""
+    return Console(width=None if sys.stdout.isatty() else 4000, highlight=False, markup=False)
+
+
+def _told(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None else json.dumps(cell, ensure_ascii=False)
+
+
+@main.command()
+@_CONFIG
+@_STORE
+def status(config_path: str | None, store: str | None) -> None:
+    """Tell what the store holds."""
+    config = settings(config_path, store=store)
+    try:
+        found = summary(sqlite_path(config.store))
+    except StoreUnavailable as error:
+        fail(error)
+    age = (
+        "never" if found.last_seen is None else f"{max(0, time.time_ns() // 1000 - found.last_seen) // 1_000_000} s ago"
+    )
+    lines = {"path": found.path, "id": found.store, "size": f"{found.size} bytes"}
+    lines |= {"nodes": str(found.nodes), "events": str(found.events), "last event": age}
+    for name, value in lines.items():
+        click.echo(f"{name:<11}{value}")
+
+
+@main.command()
+@click.argument("node")
+@click.argument("name", required=False)
+@_CONFIG
+@_STORE
+def forget(node: str, name: str | None, config_path: str | None, store: str | None) -> None:
+    """Remove what is kept of NODE, or of one NAME of it."""
+    config = settings(config_path, store=store)
+    try:
+        summary(sqlite_path(config.store))  # an error, rather than a new database, where there is none
+        removed = Store(config.store).forget(node, name)
+    except StoreUnavailable as error:
+        fail(error)
+    what = node if name is None else f"{name} of {node}"
+    if not removed:
+        fail(f"nothing is kept of {what}")
+    click.echo(f"forgot {what}: {removed} rows")

@@ -1,0 +1,120 @@
+"""The settings, as one object that cannot be wrong; from a TOML file and what the command line says."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from cf_messaged.store import ALIVE_WITHIN_S, sqlite_path
+from cf_messaged.views import MAX_ROWS_BYTES, Limits
+
+
+class BadConfig(ValueError):
+    """One line: which setting, its value, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Raises BadConfig if it is wrong in itself."""
+
+    store: str = "sqlite:////var/lib/cf-messaged/store.db"
+    request: str = "tcp://127.0.0.1:5309"
+    insecure: bool = False
+    alive_within_s: float = ALIVE_WITHIN_S
+    views_dir: str | None = None
+    views_at_once: int = 2
+    view_timeout_s: float = Limits().seconds
+    view_max_rows: int = Limits().rows
+    view_max_bytes: int = Limits().bytes
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            _check_type(setting.name, getattr(self, setting.name), str(setting.type))
+        try:
+            sqlite_path(self.store)
+        except ValueError as error:
+            raise BadConfig(str(error)) from None
+        self._check_ranges()
+        self._check_endpoint()
+
+    def _check_ranges(self) -> None:
+        _check_range("alive_within_s", self.alive_within_s, 1, 10**9)
+        _check_range("views_at_once", self.views_at_once, 1, 64)
+        _check_range("view_timeout_s", self.view_timeout_s, 0.01, 3600)
+        _check_range("view_max_rows", self.view_max_rows, 1, 10**9)
+        _check_range("view_max_bytes", self.view_max_bytes, 1, MAX_ROWS_BYTES)
+        if self.views_dir is not None and not os.path.isabs(self.views_dir):
+            raise BadConfig(f"views_dir '{self.views_dir}': allowed is an absolute path")
+
+    def _check_endpoint(self) -> None:
+        if not is_local(self.request) and not self.insecure:
+            raise BadConfig(
+                f"request '{self.request}': everybody who reaches it could say and read everything;"
+                " allowed is a loopback address or ipc://, or anything with --insecure"
+            )
+
+
+_ALLOWED: dict[str, tuple[str, tuple[type, ...]]] = {
+    "str": ("a string", (str,)),
+    "str | None": ("a string", (str, type(None))),
+    "bool": ("true or false", (bool,)),
+    "int": ("an integer", (int,)),
+    "float": ("a number", (int, float)),
+}
+
+
+def _check_type(name: str, value: object, type: str) -> None:
+    words, allowed = _ALLOWED[type]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and type != "bool"):
+        raise BadConfig(f"{name} is {value!r:.100}: allowed is {words}")
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise BadConfig(f"{name} is {value}: allowed is {least} to {most}")
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine reaches it. Raises BadConfig if it is no endpoint to listen on."""
+    if re.fullmatch(r"ipc://.{1,100}", endpoint):
+        return True
+    parts = re.fullmatch(r"tcp://(\*|[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})", endpoint)
+    if not parts or (parts[2] != "*" and int(parts[2]) > 65535):
+        raise BadConfig(
+            f"'{endpoint:.100}' is no endpoint: allowed are tcp://ADDRESS:PORT, tcp://[V6]:PORT, ipc://PATH"
+        )
+    try:
+        return ipaddress.ip_address(parts[1].strip("[]")).is_loopback
+    except ValueError:  # a wildcard, or the name of an interface
+        return False
+
+
+def load(path: str | None, said: Mapping[str, Any]) -> Config:
+    """said: what the command line says, which counts more than the file. Raises BadConfig."""
+    settings = _read(path) if path else {}
+    known = [setting.name for setting in fields(Config)]
+    for name in settings:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise BadConfig(f"{path}: unknown setting '{name:.100}': {hint}")
+    try:
+        return Config(**{**settings, **{name: value for name, value in said.items() if value is not None}})
+    except BadConfig as error:
+        raise BadConfig(f"{path}: {error}" if path else str(error)) from None
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # TOML that is none, or no UTF-8
+        raise BadConfig(f"{path}: {error}") from None

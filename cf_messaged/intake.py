@@ -1,0 +1,83 @@
+"""From frames of the request socket to events, and from what became of them to answers. Any frames are understood or
+refused with a reason; nothing is raised. No socket, clock or database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cf_messaged.times import microseconds
+from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed, decode_event
+
+# An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
+MAX_DATA_DEPTH = MAX_DEPTH - 3
+# Why something is refused, as it is counted.
+MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
+
+
+class Verdict(NamedTuple):
+    """have: the highest sequence of the stream after the batch. kind: which rule refused. note: worth a line of log."""
+
+    status: str
+    have: int = 0
+    reason: str | None = None
+    kind: str | None = None
+    note: str | None = None
+
+
+class Delivery(NamedTuple):
+    """envelope: the frames that an answer begins with. said: the event, or the refusal of what was none."""
+
+    envelope: list[bytes]
+    said: Event | Answer
+
+
+def read(frames: Sequence[bytes], store: str) -> Delivery:
+    """frames: of one message of a ROUTER, the routing id first. store: the id of the store, for a refusal."""
+    envelope, body = _parted(frames)
+    try:
+        if len(body) != 1:
+            raise Malformed(f"{len(body)} frames after the empty one, where one is allowed")
+        if envelope[-1:] != [b""] or len(envelope) < 2:
+            raise Malformed("no empty frame before the event")
+        return Delivery(envelope, _checked(decode_event(body[0])))
+    except Malformed as error:
+        return Delivery(envelope, Answer(error.id, store, 0, REFUSED, reason=str(error)))
+
+
+def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Everything up to the empty frame after the routing id; without one, the routing id."""
+    parts = list(frames)
+    after = parts.index(b"", 1) + 1 if b"" in parts[1:] else 1
+    return parts[:after], parts[after:]
+
+
+def _checked(event: Event) -> Event:
+    """What the codec lets through, but the store cannot keep. Raises Malformed."""
+    try:
+        microseconds(event.time)
+    except ValueError as error:
+        raise Malformed(str(error), event.id) from None
+    if _is_deeper(event.data, MAX_DATA_DEPTH):
+        raise Malformed(f"data is nested deeper than {MAX_DATA_DEPTH}: no view could show it", event.id)
+    return event
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        return False
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner if isinstance(one, (dict, list)))
+
+
+def is_question(said: Event) -> bool:
+    return bool(said.kind == VIEW)
+
+
+def answer(event: Event, store: str, verdict: Verdict) -> Answer:
+    return Answer(event.id, store, verdict.have, verdict.status, reason=verdict.reason)
+
+
+def later(event: Event, store: str, reason: str, retry_after_s: float) -> Answer:
+    """have is 0: what the store has is not known."""
+    return Answer(event.id, store, 0, LATER, reason=reason, retry_after=retry_after_s)

@@ -1,0 +1,96 @@
+"""What the store holds. Times are UTC microseconds, data is JSON text, canonical. migrations/ makes these tables."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+# SQLite counts by itself only in a column that is called INTEGER.
+_BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+metadata = sa.MetaData()
+
+# One row: the id that tells nodes this store from another.
+identity = sa.Table("identity", metadata, sa.Column("store", sa.Text, primary_key=True))
+
+# Every node that was heard; events: how many of it were stored, since nobody can count ten million each time.
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("first_seen", _BIG, nullable=False),
+    sa.Column("last_seen", _BIG, nullable=False),
+    sa.Column("events", _BIG, nullable=False),
+)
+
+# Of each memory of a node, the highest sequence that is stored.
+streams = sa.Table(
+    "streams",
+    metadata,
+    sa.Column("id", _BIG, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("have", _BIG, nullable=False),
+    sa.UniqueConstraint("stream", "node"),
+)
+
+# What took effect, so that it does so once; apart from the history, which is kept for another time.
+seen = sa.Table(
+    "seen",
+    metadata,
+    sa.Column("stream_id", _BIG, sa.ForeignKey("streams.id"), primary_key=True),
+    sa.Column("sequence", _BIG, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("received", _BIG, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Of kind common there is one node a name. The key begins with kind and name to find it.
+latest = sa.Table(
+    "latest",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("time", _BIG, nullable=False),
+    sa.Column("received", _BIG, nullable=False),
+    sa.Column("refresh", _BIG),
+    sa.Column("policy", sa.Text),
+    sa.Column("handle", sa.Text),
+    sa.Column("stream_id", _BIG, nullable=False),
+    sa.Column("sequence", _BIG, nullable=False),
+    sa.Index("latest_of_node", "node"),
+)
+
+# One index for each question that the view asks by, all in the order in which it answers.
+history = sa.Table(
+    "history",
+    metadata,
+    sa.Column("row", _BIG, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("time", _BIG, nullable=False),
+    sa.Column("received", _BIG, nullable=False),
+    sa.Index("history_received", "received"),
+    sa.Index("history_of_kind", "kind", "received"),
+    sa.Index("history_of_name", "name", "received"),
+    sa.Index("history_of_node", "node", "name", "received"),
+)
+
+# Static information that changed.
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("row", _BIG, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.Column("time", _BIG, nullable=False),
+    sa.Column("received", _BIG, nullable=False),
+    sa.Index("changes_received", "received"),
+    sa.Index("changes_of_node", "node", "name", "received"),
+)

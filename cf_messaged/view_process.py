@@ -1,0 +1,149 @@
+"""Views run here, in a process of their own: a slow one, or one that uses up its memory, cannot hold up the intake."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from cf_messaged import views
+from cf_messaged.store import StoreUnavailable
+from cf_messaged.times import rfc3339
+from cf_messaging.wire import ANSWERED, LATER, REFUSED, Answer, encode_answer
+
+# SQLite cuts a view between two of its steps; the process is killed only where one step lasts for longer than this.
+GRACE_S = 5.0
+RETRY_AFTER_S = 10.0
+
+
+class Settings(NamedTuple):
+    """path: of the database. directory: of the operator's views. given: values for parameters of these names."""
+
+    path: str
+    directory: str | None
+    given: Mapping[str, Any]
+    limits: views.Limits
+
+
+class Question(NamedTuple):
+    """id: of the event. store: the id of the store. now: UTC microseconds."""
+
+    id: str
+    store: str
+    name: str
+    parameters: Mapping[str, Any]
+    now: int
+
+
+class Reply(NamedTuple):
+    """frame: the answer as it goes to the node."""
+
+    status: str
+    reason: str | None
+    frame: bytes
+
+
+def reply(question: Question, settings: Settings) -> Reply:
+    try:
+        view = views.load(question.name, settings.directory)
+        given = views.values(view, question.parameters, settings.given, question.now)
+        rows = views.rows(settings.path, view, given, settings.limits)
+        answer = _answer(question, ANSWERED, view=view.name, rows=rows, time=rfc3339(question.now))
+        return Reply(ANSWERED, None, encode_answer(answer))
+    except StoreUnavailable as error:
+        return failure(question, LATER, str(error))
+    except (views.Refused, views.BadView, ValueError) as error:
+        return failure(question, REFUSED, str(error))
+
+
+def failure(question: Question, status: str, reason: str) -> Reply:
+    answer = _answer(question, status, reason=reason, retry_after=RETRY_AFTER_S)
+    return Reply(status, reason, encode_answer(answer))
+
+
+def _answer(question: Question, status: str, **fields: Any) -> Answer:
+    return Answer(question.id, question.store, 0, status, **fields)
+
+
+def serve(pipe: Connection, settings: Settings) -> None:
+    """Until the listener closes its end, or is gone. Ctrl-C reaches this process too; the listener decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while True:
+            pipe.send(reply(pipe.recv(), settings))
+    except (EOFError, OSError):
+        return
+
+
+class ViewProcess:
+    """The listener's end: one question at a time. Started with the first one, again after it was killed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # Not forked: that would copy the ZeroMQ context without its threads.
+        self._spawn = multiprocessing.get_context("spawn")
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self.pipe: Connection | None = None
+        self._question: Question | None = None
+        self._deadline = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return self._question is not None
+
+    def ask(self, question: Question) -> Reply | None:
+        """A reply only if the process cannot be asked."""
+        self._question = question
+        try:
+            if self.pipe is None:
+                self._start()
+            self._deadline = time.monotonic() + self._settings.limits.seconds + GRACE_S
+            self._pipe().send(question)
+        except OSError as error:
+            return self._ended(LATER, f"the process that runs views cannot be asked: {error}")
+        return None
+
+    def heard(self) -> Reply:
+        """To be called when there is something to read from the pipe."""
+        try:
+            answer = self._pipe().recv()
+            self._question = None
+            return Reply(*answer)
+        except (EOFError, OSError):
+            return self._ended(REFUSED, "the process that ran the view died")
+
+    def overdue(self) -> Reply | None:
+        """Kills the process if it did not cut the view itself."""
+        if self._question is None or time.monotonic() < self._deadline:
+            return None
+        limit = self._settings.limits.seconds
+        return self._ended(
+            REFUSED, f"view '{self._question.name}' took longer than {limit:g} s: its process was killed"
+        )
+
+    def close(self) -> None:
+        if self.pipe is not None:
+            self.pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process = self.pipe = self._question = None
+
+    def _pipe(self) -> Connection:
+        if self.pipe is None:
+            raise OSError("it does not run")
+        return self.pipe
+
+    def _start(self) -> None:
+        self.pipe, theirs = self._spawn.Pipe()
+        self._process = self._spawn.Process(target=serve, args=(theirs, self._settings), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _ended(self, status: str, reason: str) -> Reply:
+        question = self._question
+        self.close()
+        return failure(question or Question("", "", "", {}, 0), status, reason)

@@ -1,0 +1,141 @@
+"""A cf-messaged in a process of its own, and a node that talks to it with plain pyzmq and the codec."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from cf_messaging.wire import Answer, Event, decode_answer, encode_event, event_id
+from peers import Socket, scaled
+
+ROOT = Path(__file__).parent.parent
+STREAM = "0123456789abcdef" * 2
+OTHER_STREAM = "fedcba9876543210" * 2
+TIME = "2026-11-24T12:00:00Z"
+COMMAND = [sys.executable, "-m", "cf_messaged"]
+
+
+def event(
+    sequence: int = 1,
+    kind: str = "state",
+    name: str = "load",
+    data: Any = 1,
+    node: str = "web1",
+    stream: str = STREAM,
+    refresh: int | None = None,
+) -> Event:
+    return Event(event_id(stream, sequence), kind, node, name, TIME, data, refresh=refresh)
+
+
+def question(view: str, parameters: dict[str, Any] | None = None, id: str = "q1") -> Event:
+    return Event(id, "view", "web1", view, TIME, parameters or {})
+
+
+class Listener:
+    """Runs until it is ended; `heard` is what it wrote to stderr."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.store = folder / "store.db"
+        command = [*COMMAND, "run", "--store", f"sqlite:///{self.store}", "--request", "tcp://127.0.0.1:*", *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self.heard: list[str] = []
+        self._ended = False
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.wait_for("listens on ")
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        self.endpoint = line.removeprefix("request ").strip()
+
+    def wait_for(self, wanted: str, timeout_s: float = 60) -> str:
+        """Returns the first line that the regular expression is found in, once it was written."""
+        with self._news:
+            self._news.wait_for(lambda: self._ended or self._found(wanted), scaled(timeout_s))
+            found = self._found(wanted)
+        assert found, f"waited for '{wanted}', heard: {self.heard}"
+        return found[0]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Returns the exit code; harmless when it is gone already."""
+        self.process.send_signal(number)
+        code = self.process.wait(scaled(60))
+        self._reader.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe:
+                pipe.close()
+        return code
+
+    def _found(self, wanted: str) -> list[str]:
+        return [line for line in self.heard if re.search(wanted, line)]
+
+    def _read(self) -> None:
+        for line in self.process.stderr or ():
+            with self._news:
+                self.heard.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+class Node:
+    """Numbers what it says, over a DEALER; answers may come in any order."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.rcvtimeo = self.socket.sndtimeo = int(scaled(60) * 1000)
+        self.socket.linger = 0
+        self.socket.connect(endpoint)
+        self._numbers = itertools.count()
+
+    def send(self, said: Event | bytes) -> int:
+        number = next(self._numbers)
+        self.socket.send_multipart([b"%d" % number, b"", said if isinstance(said, bytes) else encode_event(said)])
+        return number
+
+    def receive(self) -> tuple[int, Answer]:
+        number, empty, answer = self.socket.recv_multipart()
+        assert empty == b""
+        return int(number), decode_answer(answer)
+
+    def say(self, said: Event | bytes) -> Answer:
+        number = self.send(said)
+        heard, answer = self.receive()
+        assert heard == number
+        return answer
+
+    def say_all(self, said: Iterable[Event]) -> list[Answer]:
+        """All in flight at once; the answers in the order of what was said."""
+        numbers = [self.send(one) for one in said]
+        answers = dict(self.receive() for _ in numbers)
+        return [answers[number] for number in numbers]
+
+    def ask(self, view: str, parameters: dict[str, Any] | None = None) -> Answer:
+        return self.say(question(view, parameters))
+
+
+def cf_messaged(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=folder or ROOT,
+        env=environment,
+        timeout=scaled(60),
+    )
