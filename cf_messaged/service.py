@@ -102,6 +102,8 @@ class Service:
         """Returns the endpoint as it is bound, a wildcard port resolved. Raises CannotListen."""
         router = self._router
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that cannot be sent is an error, so it can be counted
+        # With a domain, libzmq refuses peers of before ZMTP 3, some of whose words make it abort the process.
+        router.zap_domain = b"cf-messaged"
         router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         router.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
         router.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -76,6 +77,13 @@ class Listener:
             if pipe:
                 pipe.close()
         return code
+
+    def view(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a view, by the command line, beside the daemon."""
+        command = [*COMMAND, "view", name, "--store", f"sqlite:///{self.store}", "--json"]
+        ended = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, timeout=scaled(60))
+        rows: list[dict[str, Any]] = json.loads(ended.stdout)
+        return rows
 
     def _found(self, wanted: str) -> list[str]:
         return [line for line in self.heard if re.search(wanted, line)]
