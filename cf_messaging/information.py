@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .memory import Waiting
 
 _BATCH = 500  # events in flight at once
-_LAST = 10**12  # sequences have twelve digits
 _ON_DISK = (wire.STORED, wire.DUPLICATE)
 _TO_EVENTS = (*_ON_DISK, wire.REFUSED, wire.LATER)
 _TO_QUESTIONS = (wire.ANSWERED, wire.REFUSED, wire.LATER)
