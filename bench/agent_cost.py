@@ -62,9 +62,15 @@ ASYNC = Way(
     "messages_promise.py",
     'measured: "p" pattern => "async_request", endpoint => "{zmq}", payload => @(n), timeout => "60";',
 )
+KEPT = Way(
+    "messages: information, kept",
+    "messages_promise.py",
+    'measured: "p $(n)" information => "static", endpoint => "{zmq}", payload => "Hello $(n)", refresh => "525600";',
+)
+TRIVIAL = Way("trivial module", "trivial.py", 'measured: "p $(n)" payload => "Hello $(n)";')
 MINIMAL = Way("minimal REQ module", "minimal.py", 'measured: "p $(n)" endpoint => "{zmq}", payload => "Hello $(n)";')
 OTHERS = (
-    Way("trivial module", "trivial.py", 'measured: "p $(n)" payload => "Hello $(n)";'),
+    TRIVIAL,
     MINIMAL,
     Way("HTTP POST module", "http_post.py", 'measured: "p $(n)" endpoint => "{http}", payload => "Hello $(n)";'),
     Way("commands: with a script", "", 'commands: "/usr/bin/python3 {floors}/command.py {zmq} Hello_$(n)";', COMMANDS),
@@ -126,22 +132,23 @@ def main() -> None:
     with answers, tempfile.TemporaryDirectory(prefix="messages-bench-") as folder:
         bench = Bench(Path(folder), *answers.stdout.readline().split())
         print(f"{os.uname().release}, {os.cpu_count()} cores, {pairs} pairs, medians; candidate and floor in turn")
-        print("| cf-agent run | first promise, ms | messages:, times that | each of more, ms | messages:, times that |")
-        print("|---|---|---|---|---|")
+        print("| candidate | floor | its first, ms | candidate, times that | each more, ms | candidate, times that |")
+        print("|---|---|---|---|---|---|")
         for other in OTHERS:
-            compare(bench, other, pairs)
+            compare(bench, OURS, other, pairs)
+        compare(bench, KEPT, TRIVIAL, pairs)
         compare_lists(bench, pairs)
         answers.communicate()
 
 
-def compare(bench: Bench, other: Way, pairs: int) -> None:
+def compare(bench: Bench, candidate: Way, other: Way, pairs: int) -> None:
     empty = bench.policy(other, 0)
-    costs: dict[Way, Callable[[], tuple[float, float]]] = {way: costing(bench, way, empty) for way in (OURS, other)}
-    ours, theirs = in_turn(pairs, costs[OURS], costs[other])
+    ours, theirs = in_turn(pairs, costing(bench, candidate, empty), costing(bench, other, empty))
     firsts = [first / floor for (first, _), (floor, _) in zip(ours, theirs)]
     each = [more / floor for (_, more), (_, floor) in zip(ours, theirs)]
     first_ms, each_ms = (1000 * median(column) for column in zip(*theirs))
-    print(f"| {other.name} | {first_ms:.1f} | {median(firsts):.2f} | {each_ms:.3f} | {median(each):.2f} |", flush=True)
+    names = f"{candidate.name} | {other.name}"
+    print(f"| {names} | {first_ms:.1f} | {median(firsts):.2f} | {each_ms:.3f} | {median(each):.2f} |", flush=True)
 
 
 def costing(bench: Bench, way: Way, empty: Path) -> Callable[[], tuple[float, float]]:

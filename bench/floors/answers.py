@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import sys
 import threading
@@ -19,6 +20,12 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nWorld")
 
 
+def acknowledged(event: bytes) -> bytes:
+    """As a cf-messaged answers, without one."""
+    id = json.loads(event)["id"]
+    return json.dumps({"id": id, "store": "0" * 32, "have": int(id[-12:]), "status": "stored"}).encode()
+
+
 def end_with_input() -> None:
     sys.stdin.read()
     os._exit(0)
@@ -31,4 +38,5 @@ router: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
 port = router.bind_to_random_port("tcp://127.0.0.1")
 print(f"tcp://127.0.0.1:{port}", f"127.0.0.1:{web.server_port}", flush=True)
 while True:
-    router.send_multipart([*router.recv_multipart()[:-1], b"World"])
+    *envelope, asked = router.recv_multipart()
+    router.send_multipart([*envelope, acknowledged(asked) if asked.startswith(b"{") else b"World"])
