@@ -170,7 +170,8 @@ class Link:
             self.losses += 1
         else:  # libzmq reports no failed handshake when the socket types do not fit each other
             self._refuse(
-                "ends ZeroMQ's handshake: a socket of a kind that does not fit this pattern, or no ZeroMQ socket"
+                "ends ZeroMQ's handshake: a socket of a kind that does not fit this pattern, or older than ZMTP 3;"
+                " is this a ZeroMQ socket?"
             )
 
     def _refuse(self, detail: str) -> None:
