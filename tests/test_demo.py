@@ -10,7 +10,6 @@ from agent import MODULE_PYTHON, SEARCH_PATH
 from demo import REPOSITORY
 from peers import scaled
 
-
 # Examples that speak to a cf-messaged, which test_share.py runs, or keep one running.
 WITH_A_LISTENER = {"share", "heartbeat", "common", "web_servers", "listener"}
 
