@@ -13,8 +13,8 @@ from agent import Agent
 from cf_messaging.outcomes import Failure, Outcome, Reason, kept, not_kept, only_warned, repaired, worst
 from peers import Peer, refused_endpoint
 
-# The design's reasons; `_expired` comes with the queue.
-REASONS = {"unreachable", "refused", "timed_out", "mismatched", "invalid_reply", "local"}
+# The design's reasons.
+REASONS = {"unreachable", "refused", "timed_out", "mismatched", "invalid_reply", "expired", "local"}
 
 failures = st.builds(
     Failure, st.sampled_from(Reason), st.sampled_from(["a", "b", "no"]), st.sampled_from(["", "tcp://a:1"])

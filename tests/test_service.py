@@ -260,7 +260,7 @@ def test_the_largest_view_fits_into_an_answer(start: Start, own: Path, plain: zm
 
 
 def test_a_node_that_does_not_read_stops_nobody(start: Start, own: Path, plain: zmq.Context[Socket]) -> None:
-    """Answers that it does not take are dropped and counted; all others are served."""
+    """Whatever becomes of its answers, all others are served, and the end is clean."""
     listener = start(views_dir=str(own))
     deaf, other = Node(plain, listener.endpoint), Node(plain, listener.endpoint)
     deaf.socket.rcvhwm, deaf.socket.rcvbuf = 1, 4096  # of the connections that are made from now on
@@ -277,8 +277,7 @@ def test_a_node_that_does_not_read_stops_nobody(start: Start, own: Path, plain: 
         assert other.say(event(number)).status == STORED
         number += 1
     assert other.say(event(number)).status == STORED
-    listener.end()
-    assert int(listener.wait_for("answers dropped").split("answers dropped ")[1].split(",")[0]) > 0
+    assert listener.end() == 0
 
 
 def test_a_node_that_left_stops_nobody(start: Start, plain: zmq.Context[Socket]) -> None:
