@@ -117,7 +117,7 @@ class Link:
         patient: also wait for a peer that is not there yet; or_message: what a peer that left has said is enough.
         """
         now = monotonic()
-        if self.peers and now - self._checked < _FRESH_S:
+        if self.peers and self.kind in ("REQ", "DEALER") and now - self._checked < _FRESH_S:
             return
         self.observe(deadline)
         while not self.peers and not (or_message and self.socket.poll(0)):
