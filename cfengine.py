@@ -402,7 +402,7 @@ _OPERATIONS = {
 
 
 def _request(line: str) -> dict[str, Any]:
-    """The request in a line. JSON that is sound but that Python will not hold is a request of its own kind."""
+    """The request in a line. Raises ProtocolError; _Unreadable for JSON that is sound but that Python will not hold."""
     try:
         request, end = _DECODE(line)
         if line[end:].strip():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cf_messaging.wire import Message
 
 VERSION = "0.1.0"
-# <workdir>/state; the agent copies this file to <workdir>/modules/promises.
+# <workdir>/state: this file is in <workdir>/modules/promises.
 _STATE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "state")
 
 

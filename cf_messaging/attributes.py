@@ -121,18 +121,16 @@ def _read_kind(value: Any) -> Any:
     raise ValueError(_one_of(value, KINDS))
 
 
-def _read_name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("allowed is a name")
-    check_name(value)
-    return value
+def _named(what: str, check: Callable[[str], None]) -> Callable[[Any], str]:
+    """A reader of text that passes this check."""
 
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"allowed is {what}")
+        check(value)
+        return value
 
-def _read_node(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("allowed is the name of a node")
-    check_node(value)
-    return value
+    return read
 
 
 def _read_object(value: Any) -> dict[str, Any]:
@@ -166,9 +164,9 @@ ATTRIBUTES = {
     "information": Attribute("string", None, _read_kind),
     "refresh": Attribute("int", "1440", _whole(1, 525_600)),
     "expire": Attribute("int", "10080", _whole(1, 43_200)),
-    "view": Attribute("string", None, _read_name),
+    "view": Attribute("string", None, _named("a name", check_name)),
     "parameters": Attribute("object", "{}", _read_object),
-    "node": Attribute("string", None, _read_node),
+    "node": Attribute("string", None, _named("the name of a node", check_node)),
     "state_dir": Attribute("string", None, _read_path),
 }
 _DEFAULTS = {name: None if each.default is None else each.read(each.default) for name, each in ATTRIBUTES.items()}

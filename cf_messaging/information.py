@@ -65,8 +65,7 @@ class Information:
         memory = self._memory(promise)
         endpoints = " ".join(promise.endpoint)
         now = time.time()
-        due_s = _due_s(promise.refresh, context.node, saying.name)
-        if promise.information.remembered and memory.is_acknowledged(endpoints, saying, due_s, now):
+        if promise.information.remembered and _is_known(promise, memory, saying, now):
             return kept(f"{endpoints} has it already", [] if promise.dry_run else ["delivered"])
         if promise.dry_run:
             return only_warned(f"say {promise.information.name} information to {endpoints}")
@@ -77,9 +76,7 @@ class Information:
         sequence, lost = memory.queue(endpoints, saying, promise.information.remembered, event, now, expires)
         if lost:
             self._log("error", f"messages: the queue for {endpoints} is full, its {lost} oldest events are lost")
-        return self._flush(promise, memory, sequence, context) or self._said_by_another(
-            promise, memory, saying, context
-        )
+        return self._flush(promise, memory, sequence, context) or self._said_by_another(promise, memory, saying)
 
     def _check_unique(self, promise: Promise, saying: Saying, context: Context) -> None:
         key = " ".join(promise.endpoint), saying.node, saying.name
@@ -96,11 +93,10 @@ class Information:
             raise worst(done.failures)
         return repaired(f"handed over to {done.endpoint}", ["sent"])
 
-    def _said_by_another(self, promise: Promise, memory: Memory, saying: Saying, context: Context) -> Outcome:
+    def _said_by_another(self, promise: Promise, memory: Memory, saying: Saying) -> Outcome:
         """The outcome where another agent of this node has taken the event out of the queue."""
-        endpoints, due_s = " ".join(promise.endpoint), _due_s(promise.refresh, context.node, saying.name)
-        if memory.is_acknowledged(endpoints, saying, due_s, time.time()):
-            return kept(f"{endpoints} has just got it from another agent", ["delivered"])
+        if _is_known(promise, memory, saying, time.time()):
+            return kept(f"{' '.join(promise.endpoint)} has just got it from another agent", ["delivered"])
         raise Failure(Reason.LOCAL, "another agent of this node was faster, and what came of it is not known here")
 
     def _flush(self, promise: Promise, memory: Memory, sequence: int, context: Context) -> Outcome | None:
@@ -111,7 +107,7 @@ class Information:
         failure = self._say_others(promise, memory, range(sequence), half)
         if failure:
             return self._unsaid(failure, memory, endpoints, sequence)
-        own = [waiting for waiting in memory.waiting(endpoints, sequence - 1, 1) if waiting.sequence == sequence]
+        own = _own(memory, endpoints, sequence)
         if not own:
             return None
         heard = self._ask(promise, memory, own, context.started + promise.timeout)
@@ -137,7 +133,7 @@ class Information:
 
     def _unsaid(self, failure: Failure, memory: Memory, endpoints: str, sequence: int) -> Outcome:
         """The outcome of a promise whose event waits on, or has waited for too long."""
-        own = [waiting for waiting in memory.waiting(endpoints, sequence - 1, 1) if waiting.sequence == sequence]
+        own = _own(memory, endpoints, sequence)
         if own and own[0].expires <= time.time():
             memory.drop([sequence])
             failure = Failure(Reason.EXPIRED, f"{failure}; it has expired after {_age(own[0].queued)}")
@@ -247,6 +243,17 @@ class Information:
             path = os.path.normpath(os.path.join(key[0], "messages", "memory.db"))
             self._memories[key] = Memory(path, lambda text: self._log("error", f"messages: {text}"), read_only=key[1])
         return self._memories[key]
+
+
+def _is_known(promise: Promise, memory: Memory, saying: Saying, now: float) -> bool:
+    """Whether the listener has this value, and need not be told again yet."""
+    due_s = _due_s(promise.refresh, saying.node, saying.name)
+    return memory.is_acknowledged(" ".join(promise.endpoint), saying, due_s, now)
+
+
+def _own(memory: Memory, endpoints: str, sequence: int) -> list[Waiting]:
+    """The event with this sequence, if it still waits."""
+    return [waiting for waiting in memory.waiting(endpoints, sequence - 1, 1) if waiting.sequence == sequence]
 
 
 def _canonical(value: Any) -> str:

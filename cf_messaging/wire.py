@@ -41,7 +41,7 @@ MAX_REFRESH_S = 366 * 86400
 MAX_DEPTH = 64  # readers recurse, cf-agent's among them
 
 # remembered: a node says a value again only when it is due. history: the listener keeps what was before.
-# single: one node says it for all. published: a listener hands it on to subscribers of common information.
+# single: one node says it for all.
 Kind = namedtuple("Kind", "name remembered history single")
 
 KINDS = {
