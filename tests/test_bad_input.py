@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent import Agent, Run, quoted
+from cf_messaging.promise import MessagesPromise
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
-from messages_promise import MessagesPromise
 from peers import Peer, refused_endpoint
 
 HUB = 'endpoint => "tcp://127.0.0.1:9"'

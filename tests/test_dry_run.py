@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent import MODULE_PYTHON, Agent, Run, environment, standard_library
-from demo import REPOSITORY
 from peers import Peer
 
 PATTERNS = ("request", "reply", "async_request", "async_reply", "publish", "subscribe", "push", "pull", "pair")
@@ -26,7 +25,7 @@ MODES = {
 }
 ACTION = 'body action policy(it) { action_policy => "$(it)"; }\n'
 
-# In place of messages_promise.py, which it runs; at the end it writes the names of all modules that were imported.
+# In place of messages_promise.py; at the end it writes the names of all modules that were imported.
 RECORDER = """
 import atexit, os, sys
 
@@ -35,8 +34,8 @@ def record():
     with open(os.path.join(sys.path[0], "imported"), "w") as file:
         file.write("\\n".join(sys.modules))
 
-import original
-original.main()
+from cf_messaging.promise import main
+main()
 """
 
 # Modules that cost an agent run milliseconds, and of which nothing is needed to say that there is nothing to say.
@@ -48,7 +47,6 @@ SLOW |= {"threading", "traceback", "typing", "urllib", "uuid", "zmq"}
 @pytest.fixture
 def recorded(agent: Agent) -> Agent:
     """An agent whose module tells what it has imported."""
-    agent.install("original.py", REPOSITORY / "messages_promise.py")
     agent.install("messages_promise.py", RECORDER)
     return agent
 

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 import fuzz
 from agent import MODULE_PYTHON
 from cf_messaging.outcomes import Reason
+from cf_messaging.promise import MessagesPromise
 from cfengine import PromiseModule
 from demo import REPOSITORY
-from messages_promise import MessagesPromise
 from neighbours import Neighbours
 from peers import free_endpoint, in_time, refused_endpoint, scaled
 from test_attributes import ALLOWED_WITH, INVALID, NEEDED, anything, names
@@ -156,7 +156,7 @@ def serve(module: PromiseModule, sent: bytes) -> tuple[list[Answer], object]:
 
 
 def start(module: PromiseModule, agent: io.BytesIO, out: io.BytesIO) -> None:
-    """As messages_promise.main() does."""
+    """As promise.main() does."""
     try:
         module.start(agent, out)
     finally:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 NODE_FILES = [ROOT / "messages_promise.py", ROOT / "cfengine.py", *sorted((ROOT / "cf_messaging").glob("*.py"))]
 
 OURS = {"messages_promise", "cfengine", "cf_messaging"}
-DOWNWARDS = ["messages_promise", "information", "memory", "exchange", "conversations", "link"]  # then all the others
+# On the way from cf-agent to the wire; then all the others.
+DOWNWARDS = ["messages_promise", "promise", "information", "memory", "exchange", "conversations", "link"]
 KNOWS_ZMQ = {"exchange", "link"}
 DECIDES = {"patterns", "outcomes", "wire"}
 THE_WORLD = {"os", "socket", "sqlite3", "time", "zmq"}

@@ -22,7 +22,6 @@ from cf_messaging.information import Context, Information
 from cf_messaging.memory import Memory, Saying
 from cf_messaging.patterns import Conversation
 from cf_messaging.wire import Answer, Event, Message, decode_event, encode_answer, encode_event
-from demo import REPOSITORY
 from peers import Peer, refused_endpoint, scaled
 from stand_in import StandIn
 from test_dry_run import ACTION, MODES, RECORDER, imported, warnings
@@ -153,7 +152,6 @@ def test_the_event(agent: Agent, listen: Listen) -> None:
 
 def test_kept_needs_no_network(agent: Agent, listen: Listen) -> None:
     """A value that is known to be there is kept without zmq, though the listener is gone."""
-    agent.install("original.py", REPOSITORY / "messages_promise.py")
     agent.install("messages_promise.py", RECORDER)
     promises = policy({kind: says(kind, listen().endpoint) for kind in REMEMBERED})
     agent.run(promises)
