@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections import namedtuple
+from functools import lru_cache
 
 from .addresses import parse as parse_endpoint
 from .patterns import ACKNOWLEDGED, PATTERNS, objection
@@ -175,6 +176,8 @@ _DEFAULTS = {name: None if each.default is None else each.read(each.default) for
 class Promise:
     """A promise that can be kept: the value of each attribute, its default where none was given, None without one."""
 
+    name: str  # the promiser
+    handle: Any
     pattern: Pattern
     endpoint: tuple[str, ...]
     bind: bool
@@ -206,10 +209,11 @@ def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
     given = _given(promiser, attributes)
     dry_run = attributes.get("action_policy", "fix") != "fix"
-    values = {**_DEFAULTS, "dry_run": dry_run, "value": attributes.get("payload")}
+    values = {**_DEFAULTS, "dry_run": dry_run, "name": promiser}
+    values["handle"], values["value"] = attributes.get("handle"), attributes.get("payload")
     for name, value in given.items():
         values[name] = _read(name, value)
-    attribute, wrong = objection(values["pattern"], given, values["information"])
+    attribute, wrong = objection(values["pattern"], tuple(given), values["information"])
     if wrong:
         raise ValueError(f"attribute '{attribute}' is {shown(given.get(attribute))}: {wrong}")
     promise = Promise(values)
@@ -254,11 +258,16 @@ def _refuse_unknown(attributes: dict[str, Any]) -> None:
 
 def _read(name: str, value: Any) -> Any:
     try:
-        return ATTRIBUTES[name].read(value)
+        return _read_text(name, value) if type(value) is str and name != "payload" else ATTRIBUTES[name].read(value)
     except RecursionError:
         raise ValueError(f"attribute '{name}' is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"attribute '{name}' is {shown(value)}: {error}") from None
+
+
+@lru_cache(256)  # the promises of a policy differ in their payloads, hardly in the rest
+def _read_text(name: str, value: str) -> Any:
+    return ATTRIBUTES[name].read(value)
 
 
 def shown(value: Any) -> str:

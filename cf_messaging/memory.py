@@ -41,6 +41,7 @@ _SCHEMA = (
 MAX_QUEUE_BYTES = 64 * 1024 * 1024
 STORE, NODE = "store", "node"  # who has lost its memory
 _BUSY_S = 2  # that another agent may take for its transaction
+_KNOWN_FOR_S = 1  # what was read; to look each time takes longer than all else about a kept promise
 _DAY = 86400
 _FORGOTTEN_AFTER = 90 * _DAY
 _SERVICE = "(SELECT id FROM service WHERE endpoints = ?)"
@@ -62,33 +63,53 @@ class Memory:
         self._path = path
         self._report = report
         self._read_only = read_only
+        self._acknowledged: dict[str, dict[tuple[str, ...], tuple[str, int, int]]] = {}  # by endpoints
+        self._read_at = 0.0
+        self._promised: dict[tuple[str, ...], float] = {}  # by endpoints, node, kind, name; not noted in the file yet
         self._connection = self._opened()
 
     def close(self) -> None:
+        try:
+            if self._promised:
+                self._write(self._note_promised)
+        except Failure:  # a full disk does not make a value less known; it is noted another day
+            pass
         self._connection.close()
 
     # ---- what is known
 
     def is_acknowledged(self, endpoints: str, saying: Saying, refresh_s: int, now: float) -> bool:
         """Whether the listener has this value, nothing of its name waits, and it need not be said again yet."""
-        rows = self._read(
-            f"SELECT at, promised FROM said WHERE service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
-            " AND data = ? AND NOT EXISTS (SELECT 1 FROM queue WHERE queue.service = said.service"
-            " AND queue.node = said.node AND queue.kind = said.kind AND queue.name = said.name)",
-            (endpoints, *saying),
-        )
-        if not rows or not 0 <= now - rows[0][0] < refresh_s:  # or the clock was set back
+        data, at, promised = self._known(endpoints, now).get(saying[:3], (None, 0, 0))
+        if data != saying.data or not 0 <= now - at < refresh_s:  # or the clock was set back
             return False
-        if not 0 <= now - rows[0][1] < _DAY and not self._read_only:
-            self._note_promised(endpoints, saying, now)
+        if not 0 <= now - promised < _DAY and not self._read_only:
+            self._promised[(endpoints, *saying[:3])] = now
         return True
 
-    def _note_promised(self, endpoints: str, saying: Saying, now: float) -> None:
-        where = f"WHERE service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
-        try:
-            self._write(lambda: self._do(f"UPDATE said SET promised = ? {where}", (int(now), endpoints, *saying[:3])))
-        except Failure:  # a full disk does not make a value less known; it is noted another day
-            pass
+    def _known(self, endpoints: str, now: float) -> dict[tuple[str, ...], tuple[str, int, int]]:
+        """Value, when it was acknowledged and when it was last promised, of each node, kind and name of which nothing
+        waits. Read at once, since a run asks for one after the other, and again after a second, since another agent
+        may have written.
+        """
+        if not 0 <= now - self._read_at < _KNOWN_FOR_S:
+            self._read_at = now
+            self._acknowledged.clear()
+        if endpoints not in self._acknowledged:
+            rows = self._read(
+                f"SELECT node, kind, name, data, at, promised FROM said WHERE service = {_SERVICE} AND NOT EXISTS"
+                " (SELECT 1 FROM queue WHERE queue.service = said.service"
+                " AND queue.node = said.node AND queue.kind = said.kind AND queue.name = said.name)",
+                (endpoints,),
+            )
+            self._acknowledged[endpoints] = {row[:3]: row[3:] for row in rows}
+        return self._acknowledged[endpoints]
+
+    def _note_promised(self) -> None:
+        where = f"service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
+        for same, now in self._promised.items():
+            self._do(f"UPDATE said SET promised = ? WHERE {where}", (int(now), *same))
+        self._promised.clear()
 
     def acknowledged(self, endpoints: str) -> int:
         """The highest sequence that this service's store was known to have."""
@@ -173,6 +194,7 @@ class Memory:
             self._delete(stored)
             highest = have if void else max(have, acknowledged)  # another agent may have heard more meanwhile
             self._do("UPDATE service SET store = ?, acknowledged = ? WHERE id = ?", (store, highest, service))
+            self._note_promised()
             self._do("DELETE FROM said WHERE promised < ?", (int(now) - _FORGOTTEN_AFTER,))
             return STORE if void else ""
 
@@ -282,6 +304,7 @@ class Memory:
 
     def _write(self, work: Callable[[], T]) -> T:
         """Do this in a transaction that is on disk when it returns."""
+        self._acknowledged.clear()
         return self._tried(lambda: self._transaction(work))
 
     def _tried(self, work: Callable[[], T]) -> T:

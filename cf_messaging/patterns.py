@@ -6,6 +6,7 @@ A promise of information, or for a view, has attributes of its own, and speaks b
 from __future__ import annotations
 
 from collections import namedtuple
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def allowing(attribute: str) -> list[str]:
     return [name for name, pattern in PATTERNS.items() if attribute in pattern.attributes]
 
 
-def objection(pattern: Pattern, given: Collection[str], kind: Kind | None = None) -> tuple[str, str]:
+@lru_cache(256)  # the promises of a policy are of few kinds
+def objection(pattern: Pattern, given: tuple[str, ...], kind: Kind | None = None) -> tuple[str, str]:
     """The first attribute that may not be there, or is missing, and why; both empty if the combination is sound.
 
     kind: of the information, if it is any.

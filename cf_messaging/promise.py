@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .attributes import Promise
     from .conversations import Exchanged
     from .exchange import Exchange
-    from .information import Context, Information
+    from .information import Information
     from .wire import Message
 
 VERSION = "0.1.0"
@@ -63,7 +63,7 @@ class MessagesPromise(PromiseModule):
         try:
             promise = self._promise(promiser, attributes)
             if promise.information or promise.view:
-                outcome = self._inform(promise, _context(promiser, promise, attributes, metadata, started))
+                outcome = self._inform(promise, _place(metadata), started)
             else:
                 outcome = self._keep(promise, started)
         except Failure as failure:
@@ -103,15 +103,15 @@ class MessagesPromise(PromiseModule):
                 raise Failure(failure.reason, f"{failure} (timeout {promise.timeout:g} s)") from failure
             raise
 
-    def _inform(self, promise: Promise, context: Context) -> Outcome:
+    def _inform(self, promise: Promise, place: str, started: float) -> Outcome:
         """Keep a promise of information, or for a view."""
         if self._information is None:
             from .information import Information
 
-            self._information = Information(self._converse, self._note, _STATE_DIR)
+            self._information = Information(self._converse, self._note, _STATE_DIR, os.uname().nodename)
         if promise.view:
-            return self._information.view(promise, context)
-        return self._information.say(promise, _value(promise), context)
+            return self._information.view(promise, started)
+        return self._information.say(promise, _value(promise), place, started)
 
     def _converse(self, talk: Conversation, deadline: float) -> Exchanged:
         return self._opened().converse(talk, deadline)
@@ -148,15 +148,6 @@ class MessagesPromise(PromiseModule):
 
 def _place(metadata: dict[str, Any]) -> str:
     return f"{metadata['filename']}:{metadata['line_number']}" if {"filename", "line_number"} <= metadata.keys() else ""
-
-
-def _context(
-    promiser: str, promise: Promise, attributes: dict[str, Any], metadata: dict[str, Any], started: float
-) -> Context:
-    from .information import Context
-
-    node = promise.node or os.uname().nodename
-    return Context(promiser, _place(metadata), attributes.get("handle"), node, started)
 
 
 def _value(promise: Promise) -> Any:

@@ -498,9 +498,9 @@ def test_what_is_far_from_everything() -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "", [], {"a": 1}, None])
-@pytest.mark.parametrize("name", sorted(COMMON_ATTRIBUTES - {"action_policy"}))
+@pytest.mark.parametrize("name", sorted(COMMON_ATTRIBUTES - {"action_policy", "handle"}))
 def test_common_attributes_never_count(name: str, value: Any) -> None:
-    """What the agent lets through with any promise changes nothing."""
+    """What the agent lets through with any promise changes nothing; handle and action_policy have their meaning."""
     assert vars(read_promise("p", attributes_for("push", **{name: value}))) == vars(
         read_promise("p", attributes_for("push"))
     )

@@ -18,7 +18,7 @@ import pytest
 from agent import MODULE_PYTHON, Agent, Run, quoted
 from cf_messaging.attributes import read_promise
 from cf_messaging.conversations import Exchanged
-from cf_messaging.information import Context, Information
+from cf_messaging.information import Information
 from cf_messaging.memory import Memory, Saying
 from cf_messaging.patterns import Conversation
 from cf_messaging.wire import Answer, Event, Message, decode_event, encode_answer, encode_event
@@ -450,8 +450,8 @@ def test_another_agent_was_faster(tmp_path: Path) -> None:
         waits = Saying("web1", "state", "load", '"x"')
         event = Event("", "state", "web1", "load", "2026-11-24T12:00:00Z", "x")
         memory.queue("tcp://hub:5309", waits, False, lambda id: encode_event(event._replace(id=id)), 1, 2**40)
-    with closing(Information(converse, lambda _level, _text: None, str(tmp_path))) as information:
-        outcome = information.say(promise, "said", Context("facts", "", None, "web1", time.monotonic()))
+    with closing(Information(converse, lambda _level, _text: None, str(tmp_path), "web1")) as information:
+        outcome = information.say(promise, "said", "", time.monotonic())
     assert (outcome.result, outcome.suffixes) in [("repaired", ["delivered"]), ("kept", ["delivered"])], outcome.text
 
 
