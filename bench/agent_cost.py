@@ -67,6 +67,8 @@ KEPT = Way(
     "messages_promise.py",
     'measured: "p $(n)" information => "static", endpoint => "{zmq}", payload => "Hello $(n)", refresh => "525600";',
 )
+# What cf-agent itself pays for more attributes is in this floor too.
+SAME = Way("trivial module, the same promise", "trivial.py", KEPT.promise)
 TRIVIAL = Way("trivial module", "trivial.py", 'measured: "p $(n)" payload => "Hello $(n)";')
 MINIMAL = Way("minimal REQ module", "minimal.py", 'measured: "p $(n)" endpoint => "{zmq}", payload => "Hello $(n)";')
 OTHERS = (
@@ -136,7 +138,8 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         for other in OTHERS:
             compare(bench, OURS, other, pairs)
-        compare(bench, KEPT, TRIVIAL, pairs)
+        for floor in (TRIVIAL, SAME):
+            compare(bench, KEPT, floor, pairs)
         compare_lists(bench, pairs)
         answers.communicate()
 

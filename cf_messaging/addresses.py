@@ -14,9 +14,7 @@ Endpoint = namedtuple("Endpoint", "transport host port")
 
 ALLOWED = "tcp://host:port, tcp://[IPv6]:port or ipc:///path"
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
-_IPC = re.compile(r"ipc://(/[^\0]+|@[^\0]+)")
 _MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
-_IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 
 
 @lru_cache  # a run names few endpoints, and each many times
@@ -24,11 +22,11 @@ def parse(endpoint: str) -> Endpoint:
     """The parts of an endpoint. Raises ValueError, which says what is wrong with it."""
     if not endpoint.isascii() and any("\ud800" <= character <= "\udfff" for character in endpoint):
         raise ValueError("an endpoint is UTF-8")  # libzmq could do with any bytes, but pyzmq takes text
-    path = _IPC.fullmatch(endpoint)
-    if path:
-        if len(path[1].encode("utf-8")) > _MAX_IPC_BYTES:
+    transport, _, path = endpoint.partition("://")
+    if transport == "ipc" and path[:1] in ("/", "@") and len(path) > 1 and "\0" not in path:
+        if len(path.encode("utf-8")) > _MAX_IPC_BYTES:
             raise ValueError(f"the path is longer than {_MAX_IPC_BYTES} bytes")
-        return Endpoint("ipc", path[1], 0)
+        return Endpoint("ipc", path, 0)
     parts = _TCP.fullmatch(endpoint)
     if not parts:
         raise ValueError(f"allowed is {ALLOWED}")
@@ -41,7 +39,12 @@ def parse(endpoint: str) -> Endpoint:
 
 def _is_name_or_ipv4(host: str) -> bool:
     # What only looks like an address would be looked up by libzmq, in the thread that serves all sockets.
-    return not _IPV4.fullmatch(host) or all(int(number) <= 255 for number in host.split("."))
+    return not _is_ipv4(host) or all(int(number) <= 255 for number in host.split("."))
+
+
+def _is_ipv4(host: str) -> bool:
+    numbers = host.split(".")
+    return len(numbers) == 4 and all(number.isdecimal() and len(number) < 4 for number in numbers)
 
 
 def _is_ipv6(host: str) -> bool:
@@ -59,7 +62,7 @@ def resolve(endpoint: str, deadline: float) -> list[str]:
     libzmq would accept an unknown name silently, and resolve it in the thread that serves all sockets.
     """
     transport, host, port = parse(endpoint)
-    if transport == "ipc" or host == "*" or ":" in host or _IPV4.fullmatch(host):
+    if transport == "ipc" or host == "*" or ":" in host or _is_ipv4(host):
         return [endpoint]
     addresses = _looked_up(host, port, deadline, endpoint)
     return [f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}" for address in addresses]

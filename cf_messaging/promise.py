@@ -16,7 +16,7 @@ from .patterns import ANSWER, ASK, HEAR, PAIR, SAY, Conversation, listens
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
-    from typing import Any, NoReturn
+    from typing import Any
 
     from .attributes import Promise
     from .conversations import Exchanged
@@ -216,9 +216,14 @@ def _write(path: str, form: str, talk: Conversation, done: Exchanged) -> bool:
         raise Failure(Reason.INVALID_REPLY, f"{error}; {path} stays as it was", done.endpoint) from error
 
 
-def main() -> NoReturn:
+def run() -> int:
+    """Serve cf-agent until the end of its run; returns the exit status."""
     module = MessagesPromise()
     try:
         module.start()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        return int(bool(end.code))
     finally:
         module.close()

@@ -19,13 +19,16 @@ MESSAGE_OVERHEAD_BYTES = 64
 # Subscriptions and topics travel with every message and are compared for each.
 MAX_TOPIC_BYTES = 1024
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+
 # payload, topic: bytes as they came; topic is empty for patterns that have none.
 Message = namedtuple("Message", "payload topic")
 
 
 def encode(value: Any) -> bytes:
     """A payload as its bytes: a string as it is (bytes that were no UTF-8 included), everything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = value if isinstance(value, str) else _JSON(value)
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -104,6 +107,8 @@ def check_name(name: str) -> None:
     """Raises ValueError unless it may name information."""
     if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES:
         raise ValueError(f"a name has 1 to MAX_NAME_BYTES, {MAX_NAME_BYTES} bytes")
+    if name.isprintable():
+        return
     if any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in name):
         raise ValueError("a name has no control characters, and is UTF-8")
 
@@ -116,7 +121,7 @@ def check_node(node: str) -> None:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: equal values have equal texts. Raises ValueError if JSON has none for it."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return _CANONICAL(value)
 
 
 def encode_event(event: Event) -> bytes:

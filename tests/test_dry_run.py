@@ -34,8 +34,8 @@ def record():
     with open(os.path.join(sys.path[0], "imported"), "w") as file:
         file.write("\\n".join(sys.modules))
 
-from cf_messaging.promise import main
-main()
+from cf_messaging.promise import run
+sys.exit(run())
 """
 
 # Modules that cost an agent run milliseconds, and of which nothing is needed to say that there is nothing to say.

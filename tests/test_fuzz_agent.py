@@ -156,7 +156,7 @@ def serve(module: PromiseModule, sent: bytes) -> tuple[list[Answer], object]:
 
 
 def start(module: PromiseModule, agent: io.BytesIO, out: io.BytesIO) -> None:
-    """As promise.main() does."""
+    """As promise.run() does."""
     try:
         module.start(agent, out)
     finally:

@@ -166,7 +166,7 @@ def test_somebody_there_but_silent(agent: Agent, peer: StartPeer, tmp_path: Path
     with own_socket(zmq.DEALER) as first, own_socket(zmq.DEALER) as second:
         where |= {"reply": bound(first), "async_reply": bound(second)}
         promises = [
-            promise(name, name, endpoint=endpoint, timeout="0.3", **optional(tmp_path, name), **topics.get(name, {}))
+            promise(name, name, endpoint=endpoint, timeout="1", **optional(tmp_path, name), **topics.get(name, {}))
             for name, endpoint in where.items()
         ]
         run = agent.run(messages(*promises))

@@ -467,13 +467,13 @@ def test_the_clock_is_set_during_a_wait(agent: Agent, peer: Start, clock: Clock,
 def test_no_node_file_asks_for_the_wall_clock(path: Path) -> None:
     """Of all clocks, node files know the monotonic one alone; but for what is stored and said, its deadlines apart."""
     clocks = {name for name in imports(path) if name.split(".")[0] in ("time", "datetime")}
-    assert clocks <= ({"time"} if path.stem == "information" else {"time.monotonic"})
+    assert clocks <= ({"time"} if path.stem in KNOW_THE_TIME else {"time.monotonic"})
 
 
 def test_no_deadline_is_of_the_wall_clock() -> None:
     """Where the wall clock is known, no deadline is reckoned from it: deadlines come from the start of the promise."""
-    (information,) = [path for path in NODE_FILES if path.stem == "information"]
-    tree = ast.parse(information.read_bytes())
+    trees = [ast.parse(path.read_bytes()) for path in NODE_FILES if path.stem in KNOW_THE_TIME]
+    tree = ast.Module([statement for each in trees for statement in each.body], [])
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in CONVERSES]
     assert len(calls) >= 3
     for call in calls:
@@ -482,6 +482,7 @@ def test_no_deadline_is_of_the_wall_clock() -> None:
     assert not [ast.unparse(value) for value in deadlines if {"now"} & names_in(value)]
 
 
+KNOW_THE_TIME = ("information", "delivery")
 CONVERSES = {"self._converse", "self._ask"}
 
 
