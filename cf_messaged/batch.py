@@ -81,11 +81,12 @@ class Batch:
         self._history: list[dict[str, Any]] = []
 
     def take(self) -> list[Verdict]:
-        verdicts = [self._decide(new) for new in self._arrivals]
+        verdicts = []
+        for new in self._arrivals:
+            had = self._stream(new).have
+            verdicts.append(self._decide(new)._replace(have=had))
         self._write()
-        return [
-            verdict._replace(have=self._stream(new).have) for verdict, new in zip(verdicts, self._arrivals, strict=True)
-        ]
+        return verdicts
 
     def _load_streams(self) -> dict[tuple[str, str], _Stream]:
         keys = {(new.event.node, new.stream) for new in self._arrivals}

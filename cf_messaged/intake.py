@@ -16,7 +16,7 @@ MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
 
 
 class Verdict(NamedTuple):
-    """have: the highest sequence of the stream after the batch. kind: which rule refused. note: worth a line of log."""
+    """have: the highest sequence of the stream before it. kind: which rule refused. note: worth a line of log."""
 
     status: str
     have: int = 0

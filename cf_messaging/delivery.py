@@ -6,7 +6,7 @@ import time
 from collections import namedtuple
 
 from . import wire
-from .memory import NODE, STORE
+from .memory import NODE, STORE, Told
 from .outcomes import Failure, Outcome, Reason, not_kept, repaired, worst
 from .patterns import PATTERNS, Conversation
 
@@ -135,20 +135,24 @@ class Delivery:
                     answers[waiting.sequence] = decoded(message.payload, waiting.id, done.endpoint, _TO_EVENTS)
                 except Failure as failure:
                     unusable[waiting.sequence] = failure
-        if self._settle(known, answers) == NODE:
+        if self._settle(known, batch, answers) == NODE:
             detail = "this node's memory is an older copy than what its listener has of it: said again in the next run"
             return _Heard({}, {}, Failure(Reason.LOCAL, detail))
         return _Heard(answers, unusable, worst(done.failures) if done.failures else None)
 
-    def _settle(self, known: int, answers: dict[int, wire.Answer]) -> str:
+    def _settle(self, known: dict[str, int], batch: list[Waiting], answers: dict[int, wire.Answer]) -> str:
         """Returns who has lost its memory, if anybody."""
-        stored = [sequence for sequence, answer in answers.items() if answer.status in _ON_DISK]
         # A listener that cannot look, or could not read the event, says 0.
-        telling = [answer for answer in answers.values() if answer.status in _ON_DISK or answer.have]
+        telling = {s: answer for s, answer in answers.items() if answer.status in _ON_DISK or answer.have}
         if not telling:
             return ""
-        newest = max(telling, key=lambda answer: answer.have)
-        lost = self._memory.settle(self._service, newest.store, newest.have, known, stored, time.time())
+        told = [
+            Told(each.sequence, each.node, telling[each.sequence].have, telling[each.sequence].status in _ON_DISK)
+            for each in batch
+            if each.sequence in telling
+        ]
+        store = telling[told[-1].sequence].store
+        lost = self._memory.settle(self._service, store, told, known, time.time())
         if lost == STORE:
             self._log("info", f"messages: {self._service} has lost what it knew of this node, all is said again")
         given_up = self._memory.give_up(self._service, time.time())

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _VERSION = 1
 _SCHEMA = (
     "CREATE TABLE stream (id TEXT NOT NULL, next INTEGER NOT NULL)",
-    "CREATE TABLE service (id INTEGER PRIMARY KEY, endpoints TEXT NOT NULL UNIQUE, store TEXT NOT NULL,"
-    " acknowledged INTEGER NOT NULL)",
+    "CREATE TABLE service (id INTEGER PRIMARY KEY, endpoints TEXT NOT NULL UNIQUE, store TEXT NOT NULL)",
+    "CREATE TABLE heard (service INTEGER NOT NULL, node TEXT NOT NULL, highest INTEGER NOT NULL,"
+    " PRIMARY KEY (service, node)) WITHOUT ROWID",
     "CREATE TABLE said (service INTEGER NOT NULL, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,"
     " data TEXT NOT NULL, at INTEGER NOT NULL, promised INTEGER NOT NULL, PRIMARY KEY (service, node, kind, name))"
     " WITHOUT ROWID",
@@ -52,7 +53,9 @@ _TROUBLE = ("locked", "busy", "full", "readonly", "disk i/o", "unable to open", 
 # What is to be said, before it has a place in the queue: data is its canonical text.
 Saying = namedtuple("Saying", "node kind name data")
 # An event in the queue.
-Waiting = namedtuple("Waiting", "sequence kind name id event queued expires")
+Waiting = namedtuple("Waiting", "sequence node kind name id event queued expires")
+# What a listener has told of an event. have: the highest sequence of the node that its store had before; stored: bool.
+Told = namedtuple("Told", "sequence node have stored")
 
 
 class Memory:
@@ -111,10 +114,9 @@ class Memory:
             self._do(f"UPDATE said SET promised = ? WHERE {where}", (int(now), *same))
         self._promised.clear()
 
-    def acknowledged(self, endpoints: str) -> int:
-        """The highest sequence that this service's store was known to have."""
-        rows = self._read("SELECT acknowledged FROM service WHERE endpoints = ?", (endpoints,))
-        return rows[0][0] if rows else 0
+    def acknowledged(self, endpoints: str) -> dict[str, int]:
+        """The highest sequence of each node that this service's store is known to have."""
+        return dict(self._read(f"SELECT node, highest FROM heard WHERE service = {_SERVICE}", (endpoints,)))
 
     # ---- the queue
 
@@ -152,7 +154,7 @@ class Memory:
     def waiting(self, endpoints: str, after: int, limit: int) -> list[Waiting]:
         """The oldest events behind a sequence, in the order in which they were queued."""
         rows = self._read(
-            f"SELECT sequence, kind, name, id, event, queued, expires FROM queue WHERE service = {_SERVICE}"
+            f"SELECT sequence, node, kind, name, id, event, queued, expires FROM queue WHERE service = {_SERVICE}"
             " AND sequence > ? ORDER BY sequence LIMIT ?",
             (endpoints, after, limit),
         )
@@ -167,38 +169,48 @@ class Memory:
         """Take events out of the queue that are worth nothing any more."""
         self._write(lambda: self._delete(sequences))
 
-    def settle(self, endpoints: str, store: str, have: int, known: int, stored: list[int], now: float) -> str:
+    def settle(self, endpoints: str, store: str, told: list[Told], known: dict[str, int], now: float) -> str:
         """Remember what is stored, and take it out of the queue.
 
-        have: the highest sequence that the store has; known: what acknowledged() was before the events were said.
-        Returns "", or who has lost its memory. STORE: it is another one, or an older copy, and all that was remembered
-        of it is void. NODE: this memory is an older copy, and nothing of the answers counts.
+        known: what acknowledged() was before the events were said. Returns "", or who has lost its memory. STORE: it is
+        another one, or an older copy, and all that was remembered of it is void. NODE: this memory is an older copy,
+        and nothing of the answers counts.
         """
 
         def work() -> str:
             service = self._service(endpoints)
-            if have >= self._one("SELECT next FROM stream")[0]:
+            if max(each.have for each in told) >= self._one("SELECT next FROM stream")[0]:
                 # This memory is an older copy: its ids were used before, and the answers were to other events.
                 self._begin_stream()
                 return NODE
-            before, acknowledged = self._one("SELECT store, acknowledged FROM service WHERE id = ?", (service,))
-            void = bool(before) and (before != store or have < known)
+            before = self._one("SELECT store FROM service WHERE id = ?", (service,))[0]
+            void = bool(before) and (before != store or any(each.have < known.get(each.node, 0) for each in told))
             if void:
                 self._do("DELETE FROM said WHERE service = ?", (service,))
-            for sequence in stored:
-                self._do(
-                    "INSERT OR REPLACE INTO said SELECT service, node, kind, name, data, ?, ? FROM queue"
-                    " WHERE sequence = ? AND kind != 'state'",
-                    (int(now), int(now), sequence),
-                )
-            self._delete(stored)
-            highest = have if void else max(have, acknowledged)  # another agent may have heard more meanwhile
-            self._do("UPDATE service SET store = ?, acknowledged = ? WHERE id = ?", (store, highest, service))
+                self._do("DELETE FROM heard WHERE service = ?", (service,))
+            self._do("UPDATE service SET store = ? WHERE id = ?", (store, service))
+            for each in told:
+                self._remember(service, each, int(now))
             self._note_promised()
             self._do("DELETE FROM said WHERE promised < ?", (int(now) - _FORGOTTEN_AFTER,))
             return STORE if void else ""
 
         return self._write(work)
+
+    def _remember(self, service: int, told: Told, now: int) -> None:
+        highest = max(told.have, told.sequence) if told.stored else told.have
+        self._do(
+            "INSERT INTO heard VALUES (?, ?, ?)"  # another agent may have heard more meanwhile
+            " ON CONFLICT (service, node) DO UPDATE SET highest = max(highest, excluded.highest)",
+            (service, told.node, highest),
+        )
+        if told.stored:
+            self._do(
+                "INSERT OR REPLACE INTO said SELECT service, node, kind, name, data, ?, ? FROM queue"
+                " WHERE sequence = ? AND kind != 'state'",
+                (now, now, told.sequence),
+            )
+            self._delete([told.sequence])
 
     def give_up(self, endpoints: str, now: float) -> int:
         """Drop what expired a day ago for services that no promise speaks to any more; returns how many events."""
@@ -210,7 +222,7 @@ class Memory:
         return int(count)
 
     def _service(self, endpoints: str) -> int:
-        self._do("INSERT OR IGNORE INTO service (endpoints, store, acknowledged) VALUES (?, '', 0)", (endpoints,))
+        self._do("INSERT OR IGNORE INTO service (endpoints, store) VALUES (?, '')", (endpoints,))
         return int(self._one("SELECT id FROM service WHERE endpoints = ?", (endpoints,))[0])
 
     def _next(self) -> tuple[str, int]:
@@ -221,7 +233,7 @@ class Memory:
     def _begin_stream(self) -> None:
         """A new stream, in which all that waits gets new ids."""
         self._do("UPDATE stream SET id = ?", (os.urandom(16).hex(),))
-        self._do("UPDATE service SET acknowledged = 0")
+        self._do("DELETE FROM heard")
         for sequence, event in self._do("SELECT sequence, event FROM queue ORDER BY sequence"):
             id = event_id(self._one("SELECT id FROM stream")[0], sequence)
             try:

@@ -62,7 +62,7 @@ VIEW = "view"
 Event = namedtuple("Event", "id kind node name time data policy handle refresh", defaults=(None, None, None))
 
 STORED, DUPLICATE, ANSWERED, REFUSED, LATER = "stored", "duplicate", "answered", "refused", "later"
-# have: the highest sequence of the event's stream in the store. rows: a list of objects.
+# have: the highest sequence of the event's source and stream that the store had before. rows: a list of objects.
 Answer = namedtuple(
     "Answer", "id store have status reason retry_after view rows time", defaults=(None, None, None, None, None)
 )

@@ -56,7 +56,7 @@ class Store:
     def __init__(self, path: str) -> None:
         self._path = path
         self._data: dict[tuple[str, str], Any] = {}
-        self._highest: dict[str, int] = {}
+        self._highest: dict[tuple[str, str], int] = {}
         if path and os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 for line in file:
@@ -76,13 +76,15 @@ class Store:
         """Whether the id was said before with other data."""
         return bool(self._data.get((event["source"], event["id"]), event["data"]) != event["data"])
 
-    def have(self, stream: str) -> int:
-        return self._highest.get(stream, 0)
+    def have(self, source: str, id: str) -> int:
+        """The highest sequence of the source and the stream of this id."""
+        return self._highest.get((source, id.partition("-")[0]), 0)
 
     def _note(self, event: Fields) -> None:
-        stream, sequence = event["id"].split("-")
-        self._data[event["source"], event["id"]] = event["data"]
-        self._highest[stream] = max(self.have(stream), int(sequence))
+        source, id = event["source"], event["id"]
+        stream, sequence = id.split("-")
+        self._data[source, id] = event["data"]
+        self._highest[source, stream] = max(self.have(source, id), int(sequence))
 
 
 def unique(pairs: list[tuple[str, Any]]) -> Fields:
@@ -124,8 +126,8 @@ def answer(frame: bytes, store: Store, options: argparse.Namespace) -> bytes:
     except (ValueError, KeyError, TypeError) as error:
         fields = {"id": "", "store": options.store, "have": 0, "status": "refused", "reason": f"no event: {error}"}
         return json.dumps(fields).encode()
+    have = store.have(event["source"], event["id"]) if options.have is None else options.have
     known = answered(event, store, options)
-    have = store.have(event["id"].split("-")[0]) if options.have is None else options.have
     tell(known["status"], [frame])
     id = event["id"] if options.id is None else options.id
     text = json.dumps({"id": id, "store": options.store, "have": have, **known})

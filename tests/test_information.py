@@ -19,7 +19,7 @@ from agent import MODULE_PYTHON, Agent, Run, quoted
 from cf_messaging.attributes import read_promise
 from cf_messaging.conversations import Exchanged
 from cf_messaging.information import Information
-from cf_messaging.memory import Memory, Saying
+from cf_messaging.memory import Memory, Saying, Told
 from cf_messaging.patterns import Conversation
 from cf_messaging.wire import Answer, Event, Message, decode_event, encode_answer, encode_event
 from peers import Peer, refused_endpoint, scaled
@@ -435,14 +435,14 @@ def test_another_agent_was_faster(tmp_path: Path) -> None:
     def other_agent() -> None:
         with closing(Memory(path, print)) as memory:
             (own,) = [each for each in memory.waiting("tcp://hub:5309", 0, 9) if each.name == "facts"]
-            memory.settle("tcp://hub:5309", "S", own.sequence, 0, [own.sequence], time.time())
+            memory.settle("tcp://hub:5309", "S", [Told(own.sequence, "web1", 0, True)], {}, time.time())
 
     def converse(talk: Conversation, _deadline: float) -> Exchanged:
         other_agent()
         done = Exchanged(len(talk.payloads))
         done.endpoint = "tcp://hub:5309"
         ids = [decode_event(payload).id for payload in talk.payloads]
-        have = max(int(id[-12:]) for id in ids)
+        have = min(int(id[-12:]) for id in ids) - 1
         done.messages = [Message(encode_answer(Answer(id, "S", have, "stored")), b"") for id in ids]
         return done
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cf_messaging import memory as module
-from cf_messaging.memory import NODE, STORE, Memory, Saying
+from cf_messaging.memory import NODE, STORE, Memory, Saying, Told
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.wire import parse_id
 from demo import REPOSITORY
@@ -82,10 +82,29 @@ def names(memory: Memory, endpoints: str = HUB) -> list[str]:
     return [waiting.name for waiting in memory.waiting(endpoints, 0, 1000)]
 
 
-def stored(memory: Memory, *sequences: int, store: str = "S", have: int = 0, endpoints: str = HUB) -> bool:
+def settle(
+    memory: Memory,
+    *sequences: int,
+    have: int | None = None,
+    store: str = "S",
+    endpoints: str = HUB,
+    now: float = NOW,
+    node: str = "web1",
+    known: dict[str, int] | None = None,
+) -> str:
+    """As by a listener that has stored these; have: what it had before, as a rule what it was known to have."""
+    known = memory.acknowledged(endpoints) if known is None else known
+    have = known.get(node, 0) if have is None else have
+    return memory.settle(endpoints, store, [Told(each, node, have, True) for each in sequences], known, now)
+
+
+def stored(memory: Memory, *sequences: int, have: int | None = None, store: str = "S", endpoints: str = HUB) -> bool:
     """Settles them as stored; returns whether all that was remembered is void."""
-    known = memory.acknowledged(endpoints)
-    return memory.settle(endpoints, store, have or max(sequences), known, list(sequences), NOW) == STORE
+    return settle(memory, *sequences, have=have, store=store, endpoints=endpoints) == STORE
+
+
+def highest(memory: Memory, endpoints: str = HUB) -> int:
+    return memory.acknowledged(endpoints).get("web1", 0)
 
 
 def knows(memory: Memory, saying: Saying, endpoints: str = HUB, now: float = NOW, refresh_s: int = DAY) -> bool:
@@ -114,7 +133,7 @@ def test_an_event_waits_until_it_is_answered(opened: Open) -> None:
     assert memory.backlog(HUB) == (1, NOW) and not knows(memory, A)
     assert not stored(memory, sequence)
     assert memory.waiting(HUB, 0, 9) == [] and knows(memory, A) and not knows(memory, B)
-    assert memory.acknowledged(HUB) == sequence
+    assert highest(memory) == sequence
 
 
 def test_order(opened: Open) -> None:
@@ -219,7 +238,7 @@ def test_a_value_that_comes_back_after_the_other_was_given_up(opened: Open, way:
     if way == "expired and nobody answers":
         memory.drop([second])
     else:
-        memory.settle(HUB, "S", second, 1, [], NOW)
+        memory.settle(HUB, "S", [Told(second, "web1", 1, False)], memory.acknowledged(HUB), NOW)
         memory.drop([second])
     assert not knows(memory, A)
 
@@ -241,7 +260,7 @@ def test_refresh(opened: Open) -> None:
     assert knows(memory, A, now=NOW + 59, refresh_s=60) and not knows(memory, A, now=NOW + 60, refresh_s=60)
     assert knows(memory, A, now=NOW + 61, refresh_s=62)
     sequence = put(memory, A, now=NOW + 100)
-    memory.settle(HUB, "S", sequence, 1, [sequence], NOW + 100)
+    settle(memory, sequence, now=NOW + 100)
     assert knows(memory, A, now=NOW + 159, refresh_s=60)
 
 
@@ -253,7 +272,7 @@ def test_the_clock_jumps(opened: Open, jump: int) -> None:
     put(memory, LOAD)
     assert not knows(memory, A, now=NOW + jump)
     sequence = put(memory, A, now=NOW + jump)
-    memory.settle(HUB, "S", sequence, 1, [sequence], NOW + jump)
+    settle(memory, sequence, now=NOW + jump)
     assert knows(memory, A, now=NOW + jump) and names(memory) == ["load"]
 
 
@@ -265,7 +284,7 @@ def test_names_that_are_not_promised(opened: Open, path: Path) -> None:
     for day in range(1, 91):
         assert knows(memory, A, now=NOW + day * DAY, refresh_s=100 * DAY)
     sequence = put(memory, LOAD)
-    memory.settle(HUB, "S", sequence, 0, [sequence], NOW + 91 * DAY)
+    settle(memory, sequence, now=NOW + 91 * DAY)
     assert raw(path, "SELECT name FROM said") == [("facts",)]
     assert knows(memory, A, now=NOW + 91 * DAY, refresh_s=100 * DAY)
 
@@ -276,7 +295,7 @@ def test_services_are_apart(opened: Open) -> None:
     stored(memory, put(memory, A), store="S")
     put(memory, LOAD, OTHER)
     assert knows(memory, A) and not knows(memory, A, OTHER)
-    assert (memory.acknowledged(HUB), memory.acknowledged(OTHER)) == (1, 0)
+    assert (highest(memory), highest(memory, OTHER)) == (1, 0)
     assert not stored(memory, put(memory, A, OTHER), store="another", endpoints=OTHER)
     assert knows(memory, A) and knows(memory, A, OTHER) and names(memory) == []
 
@@ -318,30 +337,39 @@ def test_another_store(opened: Open) -> None:
 
 
 def test_a_store_that_has_less(opened: Open) -> None:
-    """One that has less than was known before the events were said is a restored backup; it may have more."""
+    """One that had less than was known before the event was said is a restored backup; it may have had more."""
     memory = opened()
     for _ in range(60):
         memory.next_id()
-    stored(memory, put(memory, A), have=40)
-    assert not stored(memory, put(memory, LOAD), have=40) and memory.acknowledged(HUB) == 40
-    assert not stored(memory, put(memory, LOAD), have=50) and memory.acknowledged(HUB) == 50
-    assert knows(memory, A)
-    assert stored(memory, put(memory, LOAD), have=49)
-    assert not knows(memory, A) and memory.acknowledged(HUB) == 49
-    assert not stored(memory, put(memory, LOAD), have=49)
+    first = put(memory, A)
+    assert not stored(memory, first) and highest(memory) == first
+    second = put(memory, LOAD)
+    assert not stored(memory, second, have=first) and highest(memory) == second and knows(memory, A)
+    third = put(memory, LOAD)
+    assert stored(memory, third, have=second - 1)
+    assert not knows(memory, A) and highest(memory) == third
+    assert not stored(memory, put(memory, LOAD), have=third)
+
+
+def test_a_store_that_has_less_of_one_node(opened: Open) -> None:
+    """Nodes of one memory are counted apart: the first word of another one is no loss of the store."""
+    memory = opened()
+    stored(memory, put(memory, A))
+    other = put(memory, LOAD._replace(node="web2"))
+    assert settle(memory, other, node="web2", have=0) == "" and knows(memory, A)
+    assert memory.acknowledged(HUB) == {"web1": 1, "web2": 2}
 
 
 def test_an_answer_that_comes_late(opened: Open) -> None:
     """Of two agents the slower one hears less than the faster one knows: that is no loss, nor does it count back."""
     memory = opened()
-    for _ in range(20):
-        memory.next_id()
-    stored(memory, put(memory, A), have=10)
+    first = put(memory, A)
+    stored(memory, first)
     slow, fast = put(memory, LOAD), put(memory, LOAD)
     known = memory.acknowledged(HUB)
-    assert not memory.settle(HUB, "S", 12, known, [fast], NOW)
-    assert not memory.settle(HUB, "S", 11, known, [slow], NOW)
-    assert memory.acknowledged(HUB) == 12 and knows(memory, A)
+    assert settle(memory, fast, have=slow, known=known) == ""
+    assert settle(memory, slow, have=first, known=known) == ""
+    assert highest(memory) == fast and knows(memory, A)
 
 
 def test_the_first_answer_voids_nothing(opened: Open) -> None:
@@ -359,8 +387,8 @@ def test_an_older_copy_of_the_memory(opened: Open, path: Path, tmp_path: Path) -
     put(memory, A)
     put(memory, LOAD)
     before = [parse_id(waiting.id) for waiting in memory.waiting(HUB, 0, 9)]
-    assert memory.settle(HUB, "S", 500, 0, [1], NOW) == NODE
-    assert memory.acknowledged(HUB) == 0 and not knows(memory, A)
+    assert settle(memory, 1, have=500) == NODE
+    assert highest(memory) == 0 and not knows(memory, A)
     assert all(parse_id(waiting.id)[0] != before[0][0] for waiting in memory.waiting(HUB, 0, 9))
 
 
@@ -482,7 +510,7 @@ def test_a_damaged_file(opened: Open, path: Path, reports: list[str], damage: Ca
         bytes_ = path.read_bytes()
         memory = opened()
         put(memory, A)
-        assert names(memory)[-1:] == ["facts"] and memory.acknowledged(HUB) == 0 and not knows(memory, A)
+        assert names(memory)[-1:] == ["facts"] and highest(memory) == 0 and not knows(memory, A)
         stored(memory, memory.waiting(HUB, 0, 1)[0].sequence)
         assert knows(memory, A) and raw(path, "SELECT id FROM stream") != stream
         (text,) = reports
@@ -557,7 +585,9 @@ def use(memory: Memory) -> None:
     sequences = [each.sequence for each in waiting]
     memory.backlog(HUB)
     memory.next_id()
-    memory.settle(HUB, "S", 9, known, sequences[1::2], NOW)
+    memory.settle(
+        HUB, "S", [Told(each, "web1", 9, True) for each in sequences[1::2]] or [Told(9, "", 9, False)], known, NOW
+    )
     memory.give_up(OTHER, NOW)
     memory.drop(sequences[2::2])
 
@@ -614,7 +644,7 @@ def test_read_only_makes_nothing(opened: Open, path: Path, tmp_path: Path) -> No
     """Where there is no memory none is made, nor is its folder."""
     before = contents(tmp_path)
     memory = opened(read_only=True)
-    assert not knows(memory, A) and names(memory) == [] and memory.acknowledged(HUB) == 0
+    assert not knows(memory, A) and names(memory) == [] and highest(memory) == 0
     memory.close()
     assert contents(tmp_path) == before
 
@@ -653,14 +683,14 @@ def test_read_only_leaves_damage_alone(opened: Open, path: Path, damage: Callabl
 
 PRODUCER = """
 import sys
-from cf_messaging.memory import NODE, STORE, Memory, Saying
+from cf_messaging.memory import Memory, Saying, Told
 memory, name, count = Memory(sys.argv[1], print), sys.argv[2], int(sys.argv[3])
 for number in range(count):
     saying = Saying("n", "state", f"{name} {number}", "1")
     sequence, _ = memory.queue("tcp://hub:5309", saying, False, lambda id: id.encode(), 1, 2**40)
     print(sequence, flush=True)
     if number % 5 == 4:
-        memory.settle("tcp://hub:5309", "S", sequence, 0, [sequence], 1)
+        memory.settle("tcp://hub:5309", "S", [Told(sequence, "n", 0, True)], {}, 1)
         print("settled", sequence, flush=True)
 """
 

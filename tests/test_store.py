@@ -54,9 +54,10 @@ def latest(store: Store) -> list[Any]:
 
 
 def test_what_is_added_is_stored_in_order_with_the_highest_sequence(store: Store) -> None:
-    """Each event gets its verdict, and the highest sequence of its stream after the whole batch."""
-    verdicts = add(store, event(2), event(1, stream=OTHER_STREAM), event(3))
-    assert [(verdict.status, verdict.have) for verdict in verdicts] == [(STORED, 3), (STORED, 1), (STORED, 3)]
+    """Each event gets its verdict, and the highest sequence that there was of its stream before it."""
+    verdicts = add(store, event(2), event(1, stream=OTHER_STREAM), event(3), event(1), event(3))
+    assert [verdict.status for verdict in verdicts] == [STORED, STORED, STORED, STORED, DUPLICATE]
+    assert [verdict.have for verdict in verdicts] == [0, 0, 2, 3, 3]
 
 
 def test_nothing_is_added(store: Store) -> None:
@@ -94,8 +95,8 @@ def test_a_clone_within_a_batch_is_refused(store: Store) -> None:
 
 def test_two_nodes_may_have_one_stream(store: Store) -> None:
     """A clone that was renamed is another source: nothing of it is a duplicate, and `have` is its own."""
-    verdicts = add(store, event(5, node="web1"), event(1, node="web2"))
-    assert [(verdict.status, verdict.have) for verdict in verdicts] == [(STORED, 5), (STORED, 1)]
+    verdicts = add(store, event(5, node="web1"), event(1, node="web2"), event(2, node="web2"))
+    assert [(verdict.status, verdict.have) for verdict in verdicts] == [(STORED, 0), (STORED, 0), (STORED, 1)]
 
 
 def test_the_higher_sequence_is_the_latest(store: Store) -> None:
@@ -310,7 +311,7 @@ def test_a_deleted_database(store: Store) -> None:
     with pytest.raises(StoreUnavailable, match="removed or replaced"):
         add(store, event(2))
     [verdict] = add(store, event(2))
-    assert (verdict.status, verdict.have) == (STORED, 2)
+    assert (verdict.status, verdict.have) == (STORED, 0)
     assert store.id != before
     assert select(store, "SELECT count(*) FROM history") == [(1,)]
 
@@ -326,9 +327,9 @@ def test_a_restored_backup(store: Store, tmp_path: Path) -> None:
     os.replace(backup, store.path)
     with pytest.raises(StoreUnavailable):
         add(store, event(4))
-    [verdict] = add(store, event(1))
-    assert (verdict.status, verdict.have) == (DUPLICATE, 1)
-    assert select(store, "SELECT id FROM history") == [(event(1).id,)]
+    [verdict] = add(store, event(5))
+    assert (verdict.status, verdict.have) == (STORED, 1)
+    assert select(store, "SELECT id FROM history") == [(event(1).id,), (event(5).id,)]
     assert select(store, "PRAGMA integrity_check") == [("ok",)]
 
 
