@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Thread
 
 import zmq
 
@@ -143,7 +144,10 @@ class Service:
     def close(self) -> None:
         for process in self._views:
             process.close()
-        self._context.destroy(linger=LINGER_MS)
+        # In a thread, since libzmq may wait for ever for a socket whose connection ended half-way through a message.
+        ending = Thread(target=self._context.destroy, kwargs={"linger": LINGER_MS}, daemon=True)
+        ending.start()
+        ending.join(2 * LINGER_MS / 1000)
         signal.set_wakeup_fd(-1)
         self._wake.close()
         self._waker.close()

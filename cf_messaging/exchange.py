@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from itertools import islice
+from threading import Thread
 from time import monotonic
 
 import zmq
@@ -60,13 +61,13 @@ class Exchange:
         return done
 
     def close(self) -> list[str]:
-        """End all sockets within a second; returns what of the run was lost by it, in words."""
+        """End all sockets within seconds; returns what of the run was lost by it, in words."""
         lost = [words for link in self._links.values() for words in _unread(link)]
         started = monotonic()
         for link in self._links.values():
             link.close(0 if link.kind in ("SUB", "PULL") else _LINGER_MS)  # these have nothing to say
         self._links.clear()
-        self._context.term()
+        _end(self._context)
         if monotonic() - started >= _LINGER_MS / 1000:
             lost.append("messages that were handed over may not have left this node: a peer did not take them in time")
         return lost
@@ -163,6 +164,13 @@ class Exchange:
         link = self._links.get(key)
         if link and (talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
             self._links.pop(key).close()
+
+
+def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    # In a thread, since libzmq may wait for ever for a socket whose connection ended half-way through a message.
+    ending = Thread(target=context.term, daemon=True)
+    ending.start()
+    ending.join(2 * _LINGER_MS / 1000)
 
 
 def _is_final(failure: Failure, deadline: float) -> bool:

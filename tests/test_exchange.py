@@ -566,6 +566,17 @@ def test_what_a_peer_does_not_take_is_told(peer: Start) -> None:
     assert len(lost) == 1 and "may not have left" in lost[0]
 
 
+def test_the_end_is_bounded_whatever_libzmq_waits_for(plain: Context) -> None:
+    """A socket that libzmq does not let go of, here since it is still open, does not hold up the end of the run."""
+    exchange = Exchange()
+    _puller, endpoint = bound(plain, zmq.PULL)
+    assert not exchange.converse(talk("push", endpoint), in_time()).failures
+    stuck = exchange._context.socket(zmq.PAIR)
+    (lost,) = exchange.close()
+    assert "may not have left" in lost
+    stuck.close()
+
+
 def test_what_was_fetched_in_vain_is_told(plain: Context) -> None:
     """A puller that wanted fewer than its peer gave: the tasks are lost, and the text says how many and where."""
     exchange = Exchange()
