@@ -1,6 +1,7 @@
-"""Runs the example policies under real cf-agents, each on a private work directory, and tells what came of them.
+"""Runs the example policies under real cf-agents, each on a private work directory, and tells what came of them: first
+those where nodes talk with each other, then those where three nodes share what they are with a cf-messaged.
 
-Exit status 0 only if every promise came out as it should. Started by script/demo.
+Exit status 0 only if every promise came out, and every view is, as it should. Started by script/demo.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ import subprocess
 import sys
 import tempfile
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = ("messages_promise.py", "cfengine.py", "cf_messaging")
 OUTCOME = re.compile(r"Promise with promiser '(.*)' was (kept|repaired|not kept) by promise module")
-TOLD = re.compile(r"(?:info|error): messages '(.*?)'(?: \(.*?\))?: (.*)")
+TOLD = re.compile(r"(?:verbose|info|error): messages '(.*?)'(?: \(.*?\))?: (.*)")
+CF_MESSAGED = [sys.executable, "-m", "cf_messaged"]
 
 # What a bundle of an example shall come to. outcomes: as cf-agent counts them, by promiser. reports: its reports:.
-Side = namedtuple("Side", "bundle outcomes reports")
+# node: where it runs; without one, it is a node of its own.
+Side = namedtuple("Side", "bundle outcomes reports node", defaults=[None])
 Scene = namedtuple("Scene", "title example sides")
+# A view by the command line. rows: what these columns of it shall hold.
+View = namedtuple("View", "arguments columns rows")
+# folder: for all that the demo writes. hub: where everybody listens, an endpoint without its port.
+Stage = namedtuple("Stage", "folder hub")
 
 SCENES = (
     Scene(
@@ -105,23 +114,114 @@ socket.close()
 socket.context.term()
 """
 
+HUB, WEB1, WEB2 = NODES = ("hub.example.org", "web1.example.org", "web2.example.org")
+FACTS = ("hard_classes", "os", "addresses")
+FACTS_TOLD = ["share: the listener has what this node is"]
+SHARED = (
+    Scene(
+        "Three nodes tell a cf-messaged what they are",
+        "share",
+        [Side("share", dict.fromkeys(FACTS, "repaired"), FACTS_TOLD, node) for node in NODES],
+    ),
+    Scene(
+        "Each run is a sign of life",
+        "heartbeat",
+        [Side("heartbeat", {"heartbeat": "repaired"}, ["heartbeat: heard"], node) for node in NODES],
+    ),
+    Scene(
+        "What is the same for all is said by one",
+        "common",
+        [Side("common_says", {"name_servers": "repaired"}, ["hub: the listener has the name servers"], HUB)],
+    ),
+    Scene(
+        "What is the same for all is used by another, in the run that asks for it",
+        "common",
+        [Side("common_uses", {"name_servers": "repaired"}, ["node: name servers are 192.0.2.1 and 192.0.2.2"], WEB1)],
+    ),
+    Scene(
+        "Two nodes say that they are web servers",
+        "web_servers",
+        [
+            Side("web_server_says", {"role": "repaired"}, ["web server: the listener knows"], node)
+            for node in (WEB1, WEB2)
+        ],
+    ),
+    Scene(
+        "Who is a web server in this domain is asked for, and used in the same run",
+        "web_servers",
+        [Side("web_servers", {"web_servers": "repaired"}, [f"proxy: web servers are {WEB1}, {WEB2}"], HUB)],
+    ),
+    Scene(
+        "A second run: what the listener has is kept, and nothing is said",
+        "share",
+        [Side("share", dict.fromkeys(FACTS, "kept"), FACTS_TOLD, WEB1)],
+    ),
+)
+VIEWS = (
+    View(["nodes"], ["node", "alive", "events"], [[HUB, True, 5], [WEB1, True, 5], [WEB2, True, 5]]),
+    View(["latest", "--param", "name=role"], ["node", "data"], [[WEB1, "web server"], [WEB2, "web server"]]),
+)
+
 
 def main() -> None:
-    hub = f"tcp://127.{random.randint(1, 254)}.{random.randint(1, 254)}.{random.randint(1, 254)}"
     with tempfile.TemporaryDirectory(prefix="messages-demo-") as folder:
-        stage = Path(folder)
-        shutil.copytree(REPOSITORY / "examples", stage / "examples")
-        (stage / "examples/def.json").write_text(json.dumps({"vars": {"messages_hub": hub}}))
-        restrict(stage / "examples")
-        template = make_work_directory(stage / "template", shutil.which("cf-promises") or sys.exit("no cf-promises"))
+        stage = Stage(Path(folder), ".".join(["tcp://127", *(str(random.randint(1, 254)) for _ in range(3))]))
+        template = make_work_directory(
+            stage.folder / "template", shutil.which("cf-promises") or sys.exit("no cf-promises")
+        )
         subprocess.run(["cf-key"], env=environment(template), check=True, stdout=subprocess.DEVNULL)
-        good = [play(scene, stage, template) for scene in SCENES]
-        with subprocess.Popen([sys.executable, "-c", WORLD_SERVER, f"{hub}:5301"]) as server:
-            good.append(play(WORLD, stage, template))
-            server.kill()
+        good = [*among_nodes(stage), *with_a_listener(stage)]
     if not all(good):
-        sys.exit(f"{good.count(False)} of {len(good)} scenes did not go as they should.")
-    print("All promises came out as they should.")
+        sys.exit(f"{good.count(False)} of {len(good)} scenes and views are not as they should be.")
+    print("All promises and views came out as they should.")
+
+
+def among_nodes(stage: Stage) -> list[bool]:
+    """Play the scenes that need no cf-messaged; returns of each whether it went as it should."""
+    good = [play(scene, stage) for scene in SCENES]
+    with subprocess.Popen([sys.executable, "-c", WORLD_SERVER, f"{stage.hub}:5301"]) as server:
+        good.append(play(WORLD, stage))
+        server.kill()
+    return good
+
+
+def with_a_listener(stage: Stage) -> list[bool]:
+    """Play the scenes that need one, then show its views; returns of each whether it is as it should be."""
+    store = f"sqlite:///{stage.folder}/store.db"
+    with listening(store, stage):
+        return [play(scene, stage) for scene in SHARED] + [show(view, store) for view in VIEWS]
+
+
+@contextmanager
+def listening(store: str, stage: Stage) -> Iterator[None]:
+    """A cf-messaged where the examples look for it."""
+    log = stage.folder / "cf-messaged.log"
+    endpoint = f"{stage.hub}:5309"
+    print(f"$ cf-messaged run --request {endpoint}\n", flush=True)
+    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint]
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=file) as daemon,
+    ):
+        try:
+            if not (daemon.stdout and daemon.stdout.readline()):  # its endpoint, once it listens
+                sys.exit(f"cf-messaged did not start: {log.read_text()}")
+            yield
+        finally:
+            daemon.terminate()
+
+
+def show(view: View, store: str) -> bool:
+    """Print a view as a table; returns whether it has the rows that it should have."""
+    print("$ cf-messaged view", *view.arguments, flush=True)
+    command = [*CF_MESSAGED, "view", *view.arguments, "--store", store]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    print(flush=True)
+    rows = json.loads(subprocess.check_output([*command, "--json"], cwd=REPOSITORY))
+    good = bool([[row[column] for column in view.columns] for row in rows] == view.rows)
+    if not good:
+        print(f"It should be {view.rows}.\n")
+    return good
 
 
 def make_work_directory(work: Path, cf_promises: str) -> Path:
@@ -152,32 +252,42 @@ def environment(work: Path) -> dict[str, str]:
     return {**os.environ, "CFENGINE_TEST_OVERRIDE_WORKDIR": str(work)}
 
 
-def play(scene: Scene, stage: Path, template: Path) -> bool:
-    """Run all sides of a scene at once, each as a node of its own; returns whether it went as it should."""
+def copy_examples(folder: Path, variables: dict[str, str]) -> None:
+    """The examples, as policy that a cf-agent takes; variables: what they find in def."""
+    shutil.copytree(REPOSITORY / "examples", folder)
+    (folder / "def.json").write_text(json.dumps({"vars": variables}))
+    restrict(folder)
+
+
+def play(scene: Scene, stage: Stage) -> bool:
+    """Run all sides of a scene at once, each on its node; returns whether it went as it should."""
     print(f"{scene.title} (examples/{scene.example}.cf)")
-    agents = [start(scene.example, side, stage, template) for side in scene.sides]
+    agents = [start(scene.example, side, stage) for side in scene.sides]
     good = [tell(side, agent.communicate()[0], stage) for side, agent in zip(scene.sides, agents)]
     print(flush=True)
     return all(good)
 
 
-def start(example: str, side: Side, stage: Path, template: Path) -> subprocess.Popen[str]:
-    work = stage / side.bundle
+def start(example: str, side: Side, stage: Stage) -> subprocess.Popen[str]:
+    node = side.node or side.bundle
+    work = stage.folder / node
     if not work.exists():
-        shutil.copytree(template, work, symlinks=True)
-    command = ["cf-agent", "-Kv", "-f", str(stage / f"examples/{example}.cf"), "-b", side.bundle]
+        shutil.copytree(stage.folder / "template", work, symlinks=True)
+        copy_examples(work / "examples", {"messages_hub": stage.hub, "messages_node": node})
+    command = ["cf-agent", "-Kv", "-f", str(work / f"examples/{example}.cf"), "-b", side.bundle]
     return subprocess.Popen(
         command, env=environment(work), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
 
 
-def tell(side: Side, output: str, stage: Path) -> bool:
+def tell(side: Side, output: str, stage: Stage) -> bool:
     """Say what cf-agent made of a bundle; returns whether that is what it should be."""
     outcomes, told = dict(OUTCOME.findall(output)), dict(TOLD.findall(output))
     reports = re.findall(r"^R: (.*)", output, re.MULTILINE)
-    print(f"  {side.bundle}")
+    print(f"  {side.bundle}" + (f" on {side.node}" if side.node else ""))
     for promiser, outcome in outcomes.items():
-        print(f"    '{promiser}' {outcome}: {told.get(promiser, 'nothing was told').replace(str(stage), '...')}")
+        text = told.get(promiser, "nothing was told").replace(str(stage.folder), "...")
+        print(f"    '{promiser}' {outcome}: {text}")
     for report in reports:
         print(f"    policy reports: {report}")
     good = bool(outcomes == side.outcomes and reports == side.reports)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -213,13 +214,17 @@ def _by(python: str, pyzmq: str, venv: Path, everything: bool) -> list[Tally]:
 
 # ---- fuzz
 
-FUZZED = 100_000  # agent inputs, and frame sequences, each also under python -O
-FUZZ_EXAMPLES = {"tests/test_fuzz_agent.py": 5_200, "tests/test_fuzz_peers.py": 4_500}  # of each test, to come to that
-COUNTED = re.compile(r"^(agent inputs|frame sequences): ([0-9,]+)", re.MULTILINE)
+FUZZED = {"agent inputs": 100_000, "frame sequences": 100_000, "events and answers": 200_000}  # and under python -O
+FUZZ_EXAMPLES = {  # of each test, to come to that
+    "tests/test_fuzz_agent.py": 5_200,
+    "tests/test_fuzz_peers.py": 4_500,
+    "tests/test_fuzz_events.py": 4_000,
+}
+COUNTED = re.compile(rf"^({'|'.join(FUZZED)}): ([0-9,]+)", re.MULTILINE)
 
 
 def fuzz() -> bool:
-    """Generated agent inputs and frame sequences of peers; what was really given is counted. About 40 minutes."""
+    """Generated agent inputs, frame sequences of peers, and events and answers; what was really given is counted."""
     print("| Python | file | given | passed | failed | skipped |\n|" + "---|" * 6, flush=True)
     with tempfile.TemporaryDirectory(prefix="messages-fuzz-") as folder, ThreadPoolExecutor() as pool:
         _clone(Path(folder) / "project")
@@ -229,22 +234,60 @@ def fuzz() -> bool:
 
 
 def _fuzzed(file: str, options: list[str], folder: Path) -> bool:
-    name = f"{Path(file).stem}{''.join(options)}"
-    results = folder / f"{name}.xml"
-    environment = {**_bare_environment(), "MESSAGES_EXAMPLES": str(FUZZ_EXAMPLES[file])}
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/{name}", "-m", "fuzz", file]
-    tally = run_tests(
-        [sys.executable, *options, *pytest, f"--junitxml={results}"], environment, folder / "project", results
-    )
+    tally = _in_clone(file, folder, {"MESSAGES_EXAMPLES": str(FUZZ_EXAMPLES[file])}, options, ["-m", "fuzz"])
     given = {what: int(number.replace(",", "")) for what, number in COUNTED.findall(tally.output)}
-    enough = max(given.values(), default=0) >= FUZZED
+    enough = any(number >= FUZZED[what] for what, number in given.items())
     shown = ", ".join(f"{number:,} {what}" for what, number in given.items() if number)
     passed = tell(f"{' '.join(['python', *options])} | {file} | {shown}{'' if enough else ', too few'}", tally)
-    print("\n".join(line for line in tally.output.splitlines() if re.match(r"[a-z_ ]+: [0-9,]+ \(of which", line)))
+    tell_figures(tally)
     return passed and enough
 
 
-PROOFS = {"agents": agents, "python": pythons, "fuzz": fuzz}
+def _in_clone(
+    file: str, folder: Path, environment: dict[str, str], python: Sequence[str] = (), chosen: Sequence[str] = ()
+) -> Tally:
+    """Run the tests of a file of the clone in this folder, by this Python with these options."""
+    name = f"{Path(file).stem}{''.join(python)}"
+    results = folder / f"{name}.xml"
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/{name}", *chosen, file]
+    command = [sys.executable, *python, *pytest, f"--junitxml={results}"]
+    return run_tests(command, {**_bare_environment(), **environment}, folder / "project", results)
+
+
+def tell_figures(tally: Tally) -> None:
+    """What the tests have counted."""
+    for line in re.findall(r"^[a-z_ ]+: [0-9,]+ \(of which.*", tally.output, re.MULTILINE):
+        print(line)
+
+
+# ---- kills, durable
+
+KILLS = 200  # of the listener, and of a node
+
+
+def kills() -> bool:
+    """A listener, then a node, killed at random moments: nothing acknowledged is lost, or twice. About 5 minutes."""
+    return _without_a_skip("tests/test_kills.py", {"MESSAGES_KILLS": str(KILLS)})
+
+
+def durable() -> bool:
+    """What strace sees: what is said was synced to disk before. Without strace it is not proven."""
+    return _without_a_skip("tests/test_durable.py", {})
+
+
+def _without_a_skip(file: str, environment: dict[str, str]) -> bool:
+    """Whether all tests of a file of a clone hold."""
+    print("| file | passed | failed | skipped |\n|" + "---|" * 4, flush=True)
+    with tempfile.TemporaryDirectory(prefix="messages-proof-") as folder:
+        _clone(Path(folder) / "project")
+        tally = _in_clone(file, Path(folder), environment)
+    passed = tell(file, tally)
+    tell_skipped([tally])
+    tell_figures(tally)
+    return passed and not tally.skipped
+
+
+PROOFS = {"agents": agents, "python": pythons, "fuzz": fuzz, "kills": kills, "durable": durable}
 
 
 if __name__ == "__main__":

@@ -243,6 +243,16 @@ def test_a_value_that_comes_back_after_the_other_was_given_up(opened: Open, way:
     assert not knows(memory, A)
 
 
+def test_what_a_killed_run_left_is_synced_before_it_is_said(opened: Open, path: Path) -> None:
+    """A value that waits from an earlier run stays in its place, but something is written, and so synced, first."""
+    first = put(opened(), A)
+    memory = opened()
+    before = raw(path, "SELECT next FROM stream")
+    assert put(memory, A) == first and raw(path, "SELECT next FROM stream") != before
+    again = raw(path, "SELECT next FROM stream")
+    assert put(memory, A) == first and raw(path, "SELECT next FROM stream") == again
+
+
 def test_a_value_that_comes_back_after_the_queue_was_full(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same of what had to go since the queue was full."""
     memory = opened()
