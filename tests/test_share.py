@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
-import shutil
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from agent import Agent, Run
-from demo import REPOSITORY, restrict
+from demo import REPOSITORY, copy_examples
 from listener import Listener
+from peers import scaled
 
 RunExample = Callable[[str, str, str], Run]
 
@@ -35,10 +39,8 @@ def run(tmp_path: Path, agent_template: Path, listener: Listener) -> Iterator[Ru
         examples = tmp_path / node / "examples"
         if node not in agents:
             agents[node] = Agent(tmp_path / node, agent_template)
-            shutil.copytree(REPOSITORY / "examples", examples)
             hub = listener.endpoint.removesuffix(":5309")
-            (examples / "def.json").write_text(json.dumps({"vars": {"messages_hub": hub, "messages_node": node}}))
-            restrict(examples)
+            copy_examples(examples, {"messages_hub": hub, "messages_node": node})
         return agents[node].run_file(examples / f"{example}.cf", options=["-b", bundle, "--inform"])
 
     yield run
@@ -79,8 +81,89 @@ def test_common_information(run: RunExample) -> None:
 
 
 def test_web_servers(run: RunExample) -> None:
-    """A view of those who said so is data in the same run."""
-    for node in ("web1", "web2"):
+    """A view of those who said so is data in the same run, and policy takes those of its own domain."""
+    for node in ("web1.example.org", "web2.example.org", "web3.example.net", "web4"):
         run(node, "web_servers", "web_server_says")
-    run("db1", "heartbeat", "heartbeat")
-    assert run("proxy", "web_servers", "web_servers").reports == ["proxy: web servers are web1, web2"]
+    run("db1.example.org", "heartbeat", "heartbeat")
+    asked = run("proxy.example.org", "web_servers", "web_servers")
+    assert asked.reports == ["proxy: web servers are web1.example.org, web2.example.org"]
+
+
+STARTED = ["listener: it was down, and was started"]
+# As pip makes it, but for the path.
+PROGRAM = f"""import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from cf_messaged.cli import main
+main()
+"""
+
+
+class Hub:
+    """Runs examples/listener.cf, which is told how to start a cf-messaged without systemd, and of its settings."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        self._agent = Agent(folder, template)
+        self._policy = folder / "examples/listener.cf"
+        self._log = folder / "log"
+        self._config = folder / "cf-messaged.toml"
+        self._config.write_text(f'store = "sqlite:///{folder}/store.db"\nrequest = "tcp://127.0.0.1:*"\n')
+        (folder / "cf-messaged").write_text(PROGRAM)
+        command = f"{sys.executable} {folder}/cf-messaged run --config {self._config}"
+        (folder / "start").write_text(f"exec setsid --fork {command} </dev/null >>{self._log} 2>&1\n")
+        start = f"/bin/sh {folder}/start"
+        copy_examples(self._policy.parent, {"listener_config": str(self._config), "listener_start": start})
+
+    def run(self) -> Run:
+        run = self._agent.run_file(self._policy, options=["-b", "listener"])
+        assert run.errors == []
+        return run
+
+    def daemons(self) -> set[int]:
+        """The processes that listen by these settings."""
+        words = f"cf-messaged\0run\0--config\0{self._config}\0".encode()
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if words in (process / "cmdline").read_bytes():
+                    found.add(int(process.name))
+        return found
+
+    def starts(self) -> int:
+        """How many daemons have come as far as listening."""
+        return self._log.read_text().count("listens on")
+
+    def kill(self) -> None:
+        for daemon in self.daemons():
+            os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda: not self.daemons())
+
+    def close(self) -> None:
+        self.kill()
+        self._agent.close()
+
+
+def wait_until(event: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + scaled(60)
+    while not event():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, agent_template: Path) -> Iterator[Hub]:
+    hub = Hub(tmp_path / "hub", agent_template)
+    yield hub
+    hub.close()
+
+
+def test_cf_messaged_is_kept_running(hub: Hub) -> None:
+    """It is started where it is down, left alone where it runs, and started again when it was killed."""
+    assert hub.run().reports == STARTED
+    wait_until(lambda: hub.starts() == 1)
+    first = hub.daemons()
+    assert hub.run().reports == []
+    assert hub.daemons() == first and len(first) == 1
+    hub.kill()
+    assert hub.run().reports == STARTED
+    wait_until(lambda: hub.starts() == 2)
+    assert len(hub.daemons()) == 1
