@@ -102,9 +102,9 @@ def nothing_stays_open(places: dict[str, str]) -> Iterator[None]:
     """A test leaves no descriptor behind: all that its modules opened was closed."""
     before = descriptors()
     yield
-    until = in_time(10)
+    until = in_time(60)
     while left_open := descriptors() - before:
-        assert monotonic() < until, left_open
+        assert monotonic() < until, "\n".join([str(left_open), *sockets()])
         sleep(0.01)  # until the neighbours have seen who left; they themselves try to connect again and again
 
 
@@ -115,6 +115,19 @@ def descriptors() -> Counter[str]:
         with suppress(OSError):  # of listdir() itself
             opened[re.sub("[0-9]", "", os.readlink(f"/proc/self/fd/{number}"))] += 1
     return opened
+
+
+def sockets() -> list[str]:
+    """What the kernel knows of the sockets of this process, as far as it lists them."""
+    own = {os.path.basename(link)[len("socket:[") : -1] for link in map(_target, os.listdir("/proc/self/fd"))}
+    tables = [Path(f"/proc/self/net/{kind}").read_text().splitlines() for kind in ("tcp", "tcp6", "udp", "unix")]
+    return [line for line in chain(*tables) if own.intersection(line.split())]
+
+
+def _target(number: str) -> str:
+    with suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{number}")
+    return ""
 
 
 # ---- the conversation
