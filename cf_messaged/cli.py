@@ -147,7 +147,8 @@ def _rows(config: Config, name: str, asked: dict[str, str]) -> list[views.Row]:
     given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
     values = views.values(found, asked, given, time.time_ns() // 1000)
     limits = views.Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
-    return views.rows(sqlite_path(config.store), found, values, limits)
+    path = summary(sqlite_path(config.store)).path  # a clearer error than SQL's where there is no store
+    return views.rows(path, found, values, limits)
 
 
 def _list_views(config: Config) -> None:

@@ -201,6 +201,7 @@ _REMEDIES = {
     "attempt to write a readonly database": "it is read-only",
     "unable to open database file": "it cannot be opened: its directory must exist, and be writable",
     "file is not a database": "it is no database of SQLite: set it aside",
+    "no such table": "it is no store of this cf-messaged: `cf-messaged run` makes one, or upgrades an older one",
     "database disk image is malformed": "it is damaged: restore a backup",
 }
 
@@ -209,6 +210,8 @@ def in_words(error: Exception) -> str:
     """One line."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    if text.startswith("no such table"):
+        text = "no such table"
     return " ".join(_REMEDIES.get(text, text).split())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,15 @@ def test_check_config(tmp_path: Path) -> None:
 def test_an_error_is_one_line(arguments: list[str], reason: str) -> None:
     """With what to do, exit code 1, and no traceback."""
     assert reason in failed(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["view", "nodes"], ["forget", "web1"]], ids=" ".join)
+def test_a_database_that_is_no_store(tmp_path: Path, arguments: list[str]) -> None:
+    """One of another program, or one that was never run with: the line says what makes it one."""
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE other (a)")
+    line = failed(*arguments, "--store", f"sqlite:///{tmp_path}/other.db")
+    assert f"{tmp_path}/other.db: it is no store of this cf-messaged: `cf-messaged run` makes one" in line
 
 
 @pytest.mark.parametrize(
