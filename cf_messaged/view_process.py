@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from cf_messaging.wire import ANSWERED, LATER, REFUSED, Answer, encode_answer
 
 # SQLite cuts a view between two of its steps; the process is killed only where one step lasts for longer than this.
 GRACE_S = 5.0
+# Where there are too few cores for both, the intake comes first.
+NICENESS = 10
 RETRY_AFTER_S = 10.0
 
 
@@ -71,6 +74,7 @@ def _answer(question: Question, status: str, **fields: Any) -> Answer:
 def serve(pipe: Connection, settings: Settings) -> None:
     """Until the listener closes its end, or is gone. Ctrl-C reaches this process too; the listener decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
     try:
         while True:
             pipe.send(reply(pipe.recv(), settings))

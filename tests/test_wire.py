@@ -1,4 +1,7 @@
-"""The codec of events and answers, checked against docs/wire.md and by an independent reader of CloudEvents."""
+"""The codec of events and answers, checked against docs/wire.md and by an independent reader of CloudEvents.
+
+Whatever else may come to it: see test_fuzz_events.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-import fuzz
 from cf_messaging import wire
 from cf_messaging.wire import Answer, Event, Malformed, decode_answer, decode_event, encode_answer, encode_event
 from demo import REPOSITORY
@@ -497,70 +499,6 @@ def test_answers_ignore_what_they_do_not_need() -> None:
     """Unknown fields, and those of another status, whatever they are."""
     fields = {**WHOLE, "status": "stored", "reason": 7, "rows": 7, "news": [1]}
     assert decode_answer(json.dumps(fields).encode()) == Answer(ID, "S", 1, "stored")
-
-
-# ---- whatever comes
-
-
-def read(frame: bytes) -> None:
-    """Both decoders: what they return can be encoded again, or they say why not."""
-    for decode, encode, kind in ((decode_event, encode_event, "events"), (decode_answer, encode_answer, "answers")):
-        fuzz.watch()
-        fuzz.count("events and answers")
-        try:
-            decoded: Any = decode(frame)
-        except Malformed as malformed:
-            decoded = malformed
-        if isinstance(decoded, Malformed):
-            assert str(decoded) and isinstance(decoded.id, str) and len(decoded.id) <= 80
-        else:
-            fuzz.count("events and answers", f"sound {kind}")
-            assert decode(encode(decoded)) == decoded  # it can be stored, and said again to the same effect
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=9), inner, max_size=5),
-    max_leaves=20,
-)
-odd = st.sampled_from([value for each in UNSOUND.values() for value in each if value is not ...]) | anything
-sound_fields = (events | questions).map(encode_event).map(fields_of) | answers.map(encode_answer).map(fields_of)
-keys = st.sampled_from(["specversion", "datacontenttype", "data", "source", "type", "subject", *WHOLE, "status"])
-
-
-def spliced(frame: bytes, at: int, gone: int, new: bytes) -> bytes:
-    at %= len(frame) + 1
-    return frame[:at] + new + frame[at + gone :]
-
-
-def dumped(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
-
-
-frames = st.one_of(
-    st.binary(),
-    st.text('{}[]":,\\u0d8 \n', max_size=200).map(str.encode),
-    anything.map(dumped),
-    st.builds(
-        lambda fields, changes: dumped({**fields, **changes}), sound_fields, st.dictionaries(keys, odd, max_size=3)
-    ),
-    st.builds(lambda fields, name: dumped({k: v for k, v in fields.items() if k != name}), sound_fields, keys),
-    st.builds(spliced, sound_fields.map(dumped), st.integers(0, 500), st.integers(0, 9), st.binary(max_size=9)),
-    sound_fields.map(dumped),
-)
-
-
-@pytest.mark.fuzz
-@given(frame=frames)
-@example(frame=encode_event(PLAIN).replace(b"[1,", b"[1e999,"))
-@example(frame=frame_of().replace(b"[1,", b"[1e999,"))
-@example(frame=frame_of(data="\x00").replace(b"facts", b"f\\u0061cts").replace(b'"\\u0000"', b"1e999"))
-@example(frame=dumped({**WHOLE, "status": "answered", "rows": [{"a": 10**400}]}))
-@example(frame=dumped({**WHOLE, "status": "later", "retry_after": 10**400}))
-@example(frame=dumped({**WHOLE, "status": "stored", "have": 10**400}))
-def test_any_bytes(frame: bytes) -> None:
-    """Whatever comes is an event or an answer that can be said again, or Malformed; nothing else is ever raised."""
-    read(frame)
 
 
 # ---- an independent reader
