@@ -740,11 +740,12 @@ def test_agents_that_are_killed(opened: Open, path: Path, reports: list[str]) ->
     there: set[int] = set()
     for attempt in range(20):
         producer = produce(path, f"run {attempt}", 100_000)
-        assert producer.stdout
+        assert producer.stdout and producer.stderr
         lines = [producer.stdout.readline() for _ in range(chance.randrange(1, 60))]
         os.kill(producer.pid, signal.SIGKILL)
-        output, errors = producer.communicate(timeout=scaled(60))
-        text = "".join(lines) + output
+        # Not communicate(), which would pass over what readline() has read ahead.
+        text, errors = "".join(lines) + producer.stdout.read(), producer.stderr.read()
+        producer.wait(scaled(60))
         queued, settled = said(text[: text.rfind("\n") + 1])
         with closing(opened()) as memory:
             waiting = {each.sequence for each in memory.waiting(HUB, 0, 1_000_000)}
