@@ -278,9 +278,10 @@ class Memory:
 
     def _connected(self) -> sqlite3.Connection:
         if self._read_only:
-            return _checked(self._look(), self._path)
+            return _checked(self._look(), self._path, _prepare)
         self._make_file()
-        return _checked(sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None), self._path)
+        connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+        return _checked(connection, self._path, lambda new: _prepare_alone(new, self._path))
 
     def _look(self) -> sqlite3.Connection:
         """A connection that writes nothing, not even the files that SQLite makes beside a database."""
@@ -360,7 +361,9 @@ class Memory:
         return Failure(Reason.LOCAL, f"memory {self._path}: {error}")
 
 
-def _checked(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
+def _checked(
+    connection: sqlite3.Connection, path: str, prepare: Callable[[sqlite3.Connection], None]
+) -> sqlite3.Connection:
     """A connection to a memory of this version; a new file is made one."""
     try:
         connection.execute("PRAGMA synchronous = FULL")
@@ -368,15 +371,27 @@ def _checked(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
         if version > _VERSION:
             raise Failure(Reason.LOCAL, f"memory {path} is of a newer version, {version}: update the promise module")
         if version < _VERSION:
-            _prepare(connection)
+            prepare(connection)
         return connection
     except BaseException:
         connection.close()
         raise
 
 
+def _prepare_alone(connection: sqlite3.Connection, path: str) -> None:
+    """Of agents that come at once to a new memory, one prepares it. SQLite does not wait where two change to WAL."""
+    import fcntl  # here, as it is needed once in the life of a node
+
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _prepare(connection)
+    finally:
+        os.close(folder)
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables and the stream; of two agents that come at once, one does."""
+    """Make the tables and the stream, unless another agent has done so."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     if connection.execute("PRAGMA user_version").fetchone()[0] == 0:

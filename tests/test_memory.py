@@ -731,6 +731,30 @@ def test_agents_at_once(opened: Open, path: Path, attempt: int) -> None:
     assert len({waiting.event for waiting in left}) == len(left) == 4 * 48
 
 
+# Six processes that open the same new memory at the same moment; exit status: how many of them could not.
+AT_ONCE = """
+import os, sys, time
+from cf_messaging.memory import Memory
+moment, children = time.monotonic() + 0.02, []
+for _ in range(6):
+    children.append(os.fork())
+    if not children[-1]:
+        while time.monotonic() < moment:
+            pass
+        Memory(sys.argv[1], print).close()
+        os._exit(0)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+
+
+def test_agents_that_start_at_the_same_moment(tmp_path: Path) -> None:
+    """A memory is made by one of them, and none finds it locked."""
+    for number in range(40):
+        command = [sys.executable, "-c", AT_ONCE, str(tmp_path / f"{number}/memory.db")]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_agents_that_are_killed(opened: Open, path: Path, reports: list[str]) -> None:
     """SIGKILL at twenty random moments: every event that was queued is there, and nothing that was settled comes back.
 
