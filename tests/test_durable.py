@@ -216,8 +216,8 @@ PROMISES = [f"load {number}" for number in range(150)]
 UNSAFE_NODE = """
 from cf_messaging import memory, promise
 checked = memory._checked
-def unsafe(connection, path):
-    connection = checked(connection, path)
+def unsafe(*arguments):
+    connection = checked(*arguments)
     connection.execute("PRAGMA synchronous = OFF")
     return connection
 memory._checked = unsafe
