@@ -193,7 +193,7 @@ def _migrate(connection: sa.Connection) -> None:
     command.upgrade(config, "head")
 
 
-# What SQLite says, and what an operator can do about it.
+# How what SQLite says begins, and what an operator can do about it.
 _REMEDIES = {
     "No such file or directory": "it, or its directory, does not exist",
     "database or disk is full": "the disk is full: make room",
@@ -210,9 +210,8 @@ def in_words(error: Exception) -> str:
     """One line."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    if text.startswith("no such table"):
-        text = "no such table"
-    return " ".join(_REMEDIES.get(text, text).split())
+    remedy = next((remedy for said, remedy in _REMEDIES.items() if text.startswith(said)), text)
+    return " ".join(remedy.split())
 
 
 def summary(path: str) -> Summary:

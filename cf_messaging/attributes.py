@@ -210,6 +210,11 @@ class Promise:
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__ = values
 
+    @property
+    def service(self) -> str:
+        """How a cf-messaged is named, in memory and in words: by all its endpoints."""
+        return " ".join(self.endpoint)
+
 
 def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""

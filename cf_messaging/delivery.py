@@ -43,7 +43,7 @@ class Delivery:
         self._memory = memory
         self._converse = converse
         self._log = log
-        self._service = " ".join(promise.endpoint)
+        self._service = promise.service
 
     def flush(self, sequence: int, started: float) -> Outcome | None:
         """Say what waits, in order: for half the time what was there before, then the event of this promise, then what
@@ -143,15 +143,15 @@ class Delivery:
     def _settle(self, known: dict[str, int], batch: list[Waiting], answers: dict[int, wire.Answer]) -> str:
         """Returns who has lost its memory, if anybody."""
         # A listener that cannot look, or could not read the event, says 0.
-        telling = {s: answer for s, answer in answers.items() if answer.status in _ON_DISK or answer.have}
-        if not telling:
-            return ""
+        answered = [(each, answers[each.sequence]) for each in batch if each.sequence in answers]
         told = [
-            Told(each.sequence, each.node, telling[each.sequence].have, telling[each.sequence].status in _ON_DISK)
-            for each in batch
-            if each.sequence in telling
+            Told(each.sequence, each.node, answer.have, answer.status in _ON_DISK)
+            for each, answer in answered
+            if answer.status in _ON_DISK or answer.have
         ]
-        store = telling[told[-1].sequence].store
+        if not told:
+            return ""
+        store = answers[told[-1].sequence].store
         lost = self._memory.settle(self._service, store, told, known, time.time())
         if lost == STORE:
             self._log("info", f"messages: {self._service} has lost what it knew of this node, all is said again")

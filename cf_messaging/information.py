@@ -63,7 +63,7 @@ class Information:
         place: file:line of the promise, where it is known.
         """
         saying = Saying(promise.node or self._node, promise.information.name, promise.name, _canonical(value))
-        service, now = " ".join(promise.endpoint), time.time()
+        service, now = promise.service, time.time()
         self._check_unique(service, saying, place)
         memory = self._memory(promise)
         if promise.information.remembered and _is_known(promise, memory, saying, now):
@@ -99,7 +99,7 @@ class Information:
     def view(self, promise: Promise, started: float) -> Outcome:
         """Ask for a view and write it to the promise's file. Raises Failure."""
         if promise.dry_run:
-            return only_warned(f"ask {' '.join(promise.endpoint)} for the view '{promise.view}'")
+            return only_warned(f"ask {promise.service} for the view '{promise.view}'")
         answer, endpoint = self._asked(promise, started)
         if answer.status != wire.ANSWERED:
             raise Failure(Reason.REFUSED, answer.reason, endpoint)
@@ -133,13 +133,13 @@ class Information:
 def _is_known(promise: Promise, memory: Memory, saying: Saying, now: float) -> bool:
     """Whether the listener has this value, and need not be told again yet."""
     due_s = _due_s(promise.refresh, saying.node, saying.name)
-    return memory.is_acknowledged(" ".join(promise.endpoint), saying, due_s, now)
+    return memory.is_acknowledged(promise.service, saying, due_s, now)
 
 
 def _said_by_another(promise: Promise, memory: Memory, saying: Saying) -> Outcome:
     """The outcome where another agent of this node has taken the event out of the queue."""
     if _is_known(promise, memory, saying, time.time()):
-        return kept(f"{' '.join(promise.endpoint)} has just got it from another agent", ["delivered"])
+        return kept(f"{promise.service} has just got it from another agent", ["delivered"])
     raise Failure(Reason.LOCAL, "another agent of this node was faster, and what came of it is not known here")
 
 

@@ -66,7 +66,7 @@ class Memory:
         self._path = path
         self._report = report
         self._read_only = read_only
-        self._acknowledged: dict[str, dict[tuple[str, ...], tuple[str, int, int]]] = {}  # by endpoints
+        self._said: dict[str, dict[tuple[str, ...], tuple[str, int, int]]] = {}  # what _known() has read, by endpoints
         self._read_at = 0.0
         self._promised: dict[tuple[str, ...], float] = {}  # by endpoints, node, kind, name; not noted in the file yet
         self._connection = self._opened()
@@ -97,16 +97,16 @@ class Memory:
         """
         if not 0 <= now - self._read_at < _KNOWN_FOR_S:
             self._read_at = now
-            self._acknowledged.clear()
-        if endpoints not in self._acknowledged:
+            self._said.clear()
+        if endpoints not in self._said:
             rows = self._read(
                 f"SELECT node, kind, name, data, at, promised FROM said WHERE service = {_SERVICE} AND NOT EXISTS"
                 " (SELECT 1 FROM queue WHERE queue.service = said.service"
                 " AND queue.node = said.node AND queue.kind = said.kind AND queue.name = said.name)",
                 (endpoints,),
             )
-            self._acknowledged[endpoints] = {row[:3]: row[3:] for row in rows}
-        return self._acknowledged[endpoints]
+            self._said[endpoints] = {row[:3]: row[3:] for row in rows}
+        return self._said[endpoints]
 
     def _note_promised(self) -> None:
         where = f"service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
@@ -319,7 +319,7 @@ class Memory:
 
     def _write(self, work: Callable[[], T]) -> T:
         """Do this in a transaction that is on disk when it returns."""
-        self._acknowledged.clear()
+        self._said.clear()
         return self._tried(lambda: self._transaction(work))
 
     def _tried(self, work: Callable[[], T]) -> T:

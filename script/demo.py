@@ -165,7 +165,7 @@ VIEWS = (
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="messages-demo-") as folder:
-        stage = Stage(Path(folder), ".".join(["tcp://127", *(str(random.randint(1, 254)) for _ in range(3))]))
+        stage = Stage(Path(folder), any_loopback())
         template = make_work_directory(
             stage.folder / "template", shutil.which("cf-promises") or sys.exit("no cf-promises")
         )
@@ -174,6 +174,11 @@ def main() -> None:
     if not all(good):
         sys.exit(f"{good.count(False)} of {len(good)} scenes and views are not as they should be.")
     print("All promises and views came out as they should.")
+
+
+def any_loopback() -> str:
+    """Where on this machine nobody else is likely to listen: an endpoint without its port."""
+    return ".".join(["tcp://127", *(str(random.randint(1, 254)) for _ in range(3))])
 
 
 def among_nodes(stage: Stage) -> list[bool]:

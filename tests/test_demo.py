@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 
 from agent import SEARCH_PATH
+from conftest import HAS_LISTENER, needs_listener
 from demo import REPOSITORY
 from peers import scaled
 
-HAS_LISTENER = find_spec("sqlalchemy") is not None
-needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="cf-messaged's packages are not there")
 WITHOUT_A_LISTENER = "demo.with_a_listener = lambda stage: []"
 WITH_A_LISTENER_ALONE = "demo.among_nodes = lambda stage: []"
 # test_share.py runs it.

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import sqlite3
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -27,10 +26,11 @@ from cf_messaging import wire
 from cf_messaging.outcomes import Reason
 from cf_messaging.promise import MessagesPromise
 from cf_messaging.wire import Malformed, decode_answer, decode_event, encode_answer, encode_event
-from conftest import HAS_LISTENER
+from conftest import needs_listener
 from listener import Listener, Node, event
 from peers import Socket, scaled
 from test_exchange import in_background
+from test_information import sql
 from test_wire import (
     ID,
     PLAIN,
@@ -56,7 +56,6 @@ T = TypeVar("T")
 GIVEN = "events and answers"
 ON_DISK = (wire.STORED, wire.DUPLICATE)
 LINE = re.compile(r"\S+Z (info|warning): [^\x00-\x1f]+\n")  # of a log in which nothing is an error
-needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="wants Python 3.11 or newer and cf-messaged's packages")
 
 
 # ---- anything, and what is almost an event or an answer
@@ -342,18 +341,14 @@ class Store:
 
     def check(self) -> None:
         """All of it is there once, as it was said, and nothing else."""
-        said, latest = self._said.values(), self._rows(OF_LATEST)
-        assert sorted(self._rows(OF_SEEN)) == sorted(self._said)
-        assert sorted(self._rows(OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
-        assert dict(self._rows(OF_NODES)) == Counter(node for node, _ in self._said)
+        said, latest = self._said.values(), sql(self._path, OF_LATEST)
+        assert sorted(sql(self._path, OF_SEEN)) == sorted(self._said)
+        assert sorted(sql(self._path, OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
+        assert dict(sql(self._path, OF_NODES)) == Counter(node for node, _ in self._said)
         assert set(latest) <= set(said)
         assert sorted(map(of_whom, latest)) == sorted(set(map(of_whom, said)))
         common = [name for _, _, kind, name, _ in latest if kind == "common"]
         assert len(common) == len(set(common))
-
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self._path)) as connection:
-            return connection.execute(query).fetchall()
 
 
 def of_whom(row: tuple[str, ...]) -> tuple[str, ...]:
@@ -588,8 +583,7 @@ class Runs:
     def _waiting(self) -> set[str]:
         if not self._memory.exists():
             return set()
-        with closing(sqlite3.connect(self._memory)) as connection:
-            return {name for (name,) in connection.execute("SELECT name FROM queue")}
+        return {name for (name,) in sql(self._memory, "SELECT name FROM queue")}
 
 
 def is_failure(result: str, suffixes: set[str]) -> bool:

@@ -25,6 +25,7 @@ import fuzz
 from agent import MODULE_PYTHON
 from cf_messaging.memory import Memory
 from cf_messaging.wire import DUPLICATE, LATER, STORED, event_id
+from demo import any_loopback
 from listener import COMMAND, ROOT
 from peers import scaled
 from test_cfengine import HEADER, TERMINATE, Answer, Child, evaluate, read_answers
@@ -35,11 +36,6 @@ KILLS = int(os.environ.get("MESSAGES_KILLS", "2"))
 
 IDS = "SELECT stream || '-' || printf('%012d', sequence) FROM seen JOIN streams ON streams.id = stream_id"
 ONCE, LOST, TWICE = "neither lost nor twice", "lost", "twice"
-
-
-def fixed_endpoint() -> str:
-    """A listener that is started again can be found there."""
-    return f"tcp://127.{'.'.join(str(random.randint(1, 254)) for _ in range(3))}:5309"
 
 
 def times(number: int) -> str:
@@ -129,7 +125,7 @@ def killed_while_it_starts(folder: Path, endpoint: str, start_s: float) -> None:
 
 def test_a_killed_listener(start: Start, tmp_path: Path) -> None:  # noqa: F811
     """What was acknowledged to twenty nodes is in its store, each event once, and nothing that was not said."""
-    endpoint = fixed_endpoint()
+    endpoint = f"{any_loopback()}:5309"  # where a listener that is started again is found
     with producers(endpoint) as running:
         start_s = killed_while_it_serves(start, endpoint)
         for _ in range(KILLS - 1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -15,10 +14,11 @@ from typing import Any
 import pytest
 
 from agent import Agent
+from demo import any_loopback
 from listener import Listener
 from test_dry_run import RECORDER, imported
 from test_failures import policy
-from test_information import KEPT, REPAIRED, asks, every_kind, queued, read_back, result, says, waiting
+from test_information import KEPT, REPAIRED, asks, every_kind, queued, read_back, result, says, sql, waiting
 from test_unhealthy import Clock, clock  # noqa: F401 - a fixture
 
 Node = Callable[[str], Agent]
@@ -30,8 +30,7 @@ class Hub:
     """A cf-messaged that may be ended and started again, at one endpoint and with one store."""
 
     def __init__(self, folder: Path) -> None:
-        host = ".".join(str(random.randint(1, 254)) for _ in range(3))
-        self.endpoint = f"tcp://127.{host}:5309"
+        self.endpoint = f"{any_loopback()}:5309"
         self.folder = folder
         self.listener: Listener | None = None
 
@@ -51,8 +50,7 @@ class Hub:
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """What a statement answers in the store."""
-        with closing(sqlite3.connect(self.store)) as connection:
-            return connection.execute(statement).fetchall()
+        return sql(self.store, statement)
 
 
 @pytest.fixture

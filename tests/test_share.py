@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from agent import Agent, Run
-from demo import REPOSITORY, copy_examples
+from demo import REPOSITORY, any_loopback, copy_examples
 from listener import Listener
-from peers import scaled
+from test_cfengine import wait_for
 
 RunExample = Callable[[str, str, str], Run]
 
@@ -24,8 +22,7 @@ RunExample = Callable[[str, str, str], Run]
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[Listener]:
     """Where the examples expect it, on an address of its own."""
-    host = ".".join(str(random.randint(1, 254)) for _ in range(3))
-    started = Listener(tmp_path, "--request", f"tcp://127.{host}:5309")
+    started = Listener(tmp_path, "--request", f"{any_loopback()}:5309")
     yield started
     started.end()
 
@@ -135,18 +132,11 @@ class Hub:
     def kill(self) -> None:
         for daemon in self.daemons():
             os.kill(daemon, signal.SIGKILL)
-        wait_until(lambda: not self.daemons())
+        wait_for(lambda: not self.daemons())
 
     def close(self) -> None:
         self.kill()
         self._agent.close()
-
-
-def wait_until(event: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + scaled(60)
-    while not event():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -159,11 +149,11 @@ def hub(tmp_path: Path, agent_template: Path) -> Iterator[Hub]:
 def test_cf_messaged_is_kept_running(hub: Hub) -> None:
     """It is started where it is down, left alone where it runs, and started again when it was killed."""
     assert hub.run().reports == STARTED
-    wait_until(lambda: hub.starts() == 1)
+    wait_for(lambda: hub.starts() == 1)
     first = hub.daemons()
     assert hub.run().reports == []
     assert hub.daemons() == first and len(first) == 1
     hub.kill()
     assert hub.run().reports == STARTED
-    wait_until(lambda: hub.starts() == 2)
+    wait_for(lambda: hub.starts() == 2)
     assert len(hub.daemons()) == 1
