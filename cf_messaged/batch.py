@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine.interfaces import DBAPICursor
 
+from cf_messaged.codec import text_of
 from cf_messaged.intake import CLONED, PROMISED, Verdict
-from cf_messaged.tables import changes, history, latest, nodes, seen, streams
+from cf_messaged.statements import Statements
 from cf_messaged.times import microseconds
-from cf_messaging.wire import DUPLICATE, KINDS, REFUSED, STORED, Event, canonical, parse_id
+from cf_messaging.wire import DUPLICATE, KINDS, REFUSED, STORED, Event
+
+_Row = dict[str, Any]
+_Key = tuple[str, str, str]  # kind, name, node: of what there is one latest value
 
 
 class Arrival(NamedTuple):
@@ -26,11 +29,15 @@ class Arrival(NamedTuple):
     data: str
     digest: bytes
 
+    @property
+    def key(self) -> _Key:
+        return self.event.kind, self.event.name, self.event.node
+
 
 def arrival(event: Event, received_us: int) -> Arrival:
-    data = canonical(event.data)
+    data = text_of(event.data)
     digest = hashlib.blake2b("\0".join((event.kind, event.name, data)).encode(), digest_size=16).digest()
-    return Arrival(event, received_us, *parse_id(event.id), data, digest)
+    return Arrival(event, received_us, event.id[:32], int(event.id[33:]), data, digest)
 
 
 @dataclass(slots=True)
@@ -39,80 +46,75 @@ class _Stream:
     have: int
 
 
-# One question for all streams of a batch; a clone of another name can have the same stream.
-_STREAMS = sa.select(streams).where(streams.c.stream.in_(sa.bindparam("wanted", expanding=True)))
-_DIGEST = sa.select(seen.c.digest).where(
-    seen.c.stream_id == sa.bindparam("of_stream"), seen.c.sequence == sa.bindparam("of_sequence")
-)
-_LATEST = sa.select(latest.c.data, latest.c.stream_id, latest.c.sequence).where(
-    latest.c.kind == sa.bindparam("kind"), latest.c.name == sa.bindparam("name"), latest.c.node == sa.bindparam("node")
-)
-_SPEAKER = sa.select(latest.c.node).where(latest.c.kind == "common", latest.c.name == sa.bindparam("of_name"))
-_SET_LATEST = insert(latest)
-_SET_LATEST = _SET_LATEST.on_conflict_do_update(
-    index_elements=["kind", "name", "node"],
-    set_={column.name: _SET_LATEST.excluded[column.name] for column in latest.c if not column.primary_key},
-    where=sa.or_(
-        latest.c.stream_id != _SET_LATEST.excluded.stream_id, latest.c.sequence < _SET_LATEST.excluded.sequence
-    ),
-)
-_HEARD = insert(nodes)
-_HEARD = _HEARD.on_conflict_do_update(
-    index_elements=["node"],
-    set_={"last_seen": _HEARD.excluded.last_seen, "events": nodes.c.events + _HEARD.excluded.events},
-)
-_HAVE = sa.update(streams).where(streams.c.id == sa.bindparam("of_stream")).values(have=sa.bindparam("highest"))
-
-
 class Batch:
-    """Decide of every event in order, then write what came of it. Nothing holds unless the caller commits."""
+    """Decide of every event in order, then write what came of it. Nothing holds unless the caller commits.
 
-    def __init__(self, connection: sa.Connection, alive_within_us: int, said: Sequence[tuple[Event, int]]) -> None:
-        self._connection = connection
+    Rows are locked, and written, in the order of their keys: two listeners on one database would else lock each other
+    out for ever.
+    """
+
+    def __init__(
+        self, sql: Statements, cursor: DBAPICursor, alive_within_us: int, said: Sequence[tuple[Event, int]]
+    ) -> None:
+        """cursor: of the driver, since a batch has too many rows for anything above it."""
+        self._sql = sql
+        self._cursor = cursor
         self._alive_within_us = alive_within_us
         self._arrivals = [arrival(event, received_us) for event, received_us in said]
+        if any(KINDS[new.event.kind].single for new in self._arrivals):
+            self._run(self._sql.lock_speakers)
         self._streams = self._load_streams()
         self._digests: dict[tuple[int, int], bytes] = {}
         self._speakers: dict[str, str | None] = {}
-        self._heard: dict[str, dict[str, Any]] = {}
         # Rows that are written at the end, many a statement.
-        self._seen: list[dict[str, Any]] = []
-        self._latest: list[dict[str, Any]] = []
-        self._history: list[dict[str, Any]] = []
+        self._heard: dict[str, _Row] = {}
+        self._latest: dict[_Key, _Row] = {}
+        self._seen: list[_Row] = []
+        self._history: list[_Row] = []
+        self._changes: list[_Row] = []
+        self.news: list[Event] = []  # what is certainly newer than all that was there
 
     def take(self) -> list[Verdict]:
         verdicts = []
         for new in self._arrivals:
             had = self._stream(new).have
-            verdicts.append(self._decide(new)._replace(have=had))
+            verdict = self._decide(new, had)
+            if verdict.status == STORED and new.sequence > had:
+                self.news.append(new.event)
+            verdicts.append(verdict)
         self._write()
         return verdicts
 
     def _load_streams(self) -> dict[tuple[str, str], _Stream]:
-        keys = {(new.event.node, new.stream) for new in self._arrivals}
-        rows = self._connection.execute(_STREAMS, {"wanted": list({stream for _, stream in keys})})
-        found = {(row.node, row.stream): _Stream(row.id, row.have) for row in rows}
-        for node, stream in keys - found.keys():
-            made = sa.insert(streams).values(node=node, stream=stream, have=0).returning(streams.c.id)
-            found[node, stream] = _Stream(self._connection.execute(made).scalar_one(), 0)
-        return {key: found[key] for key in keys}
+        """A clone that was renamed can have the stream of another node: of both it is asked for."""
+        keys = sorted({(new.stream, new.event.node) for new in self._arrivals})
+        wanted = self._sql.list_of({stream for stream, _ in keys})
+        found = self._found_streams(wanted)
+        if all(key in found for key in keys):
+            return found
+        self._run(self._sql.add_stream, [{"stream": stream, "node": node, "have": 0} for stream, node in keys])
+        return self._found_streams(wanted)
+
+    def _found_streams(self, wanted: object) -> dict[tuple[str, str], _Stream]:
+        rows = self._run(self._sql.streams, {"wanted": wanted})
+        return {(stream, node): _Stream(id, have) for id, stream, node, have in rows}
 
     def _stream(self, new: Arrival) -> _Stream:
-        return self._streams[new.event.node, new.stream]
+        return self._streams[new.stream, new.event.node]
 
-    def _decide(self, new: Arrival) -> Verdict:
+    def _decide(self, new: Arrival, had: int) -> Verdict:
         event = new.event
         digest = self._digest(new)
         if digest is not None and digest != new.digest:
             reason = f"{event.id} was said before with another value: is {event.node} a clone that kept its memory?"
-            return Verdict(REFUSED, reason=reason, kind=CLONED)
+            return Verdict(REFUSED, had, reason, CLONED)
         speaker = self._other_speaker(new) if digest is None and KINDS[event.kind].single else None
         self._hear(new, stored=digest is None and speaker is None)
         if digest is not None:
-            return Verdict(DUPLICATE)
+            return Verdict(DUPLICATE, had)
         if speaker:
-            return Verdict(REFUSED, reason=f"promised by {speaker}", kind=PROMISED)
-        return Verdict(STORED, note=self._keep(new))
+            return Verdict(REFUSED, had, f"promised by {speaker}", PROMISED)
+        return Verdict(STORED, had, note=self._keep(new))
 
     def _digest(self, new: Arrival) -> bytes | None:
         """Of what took effect under this id, if anything did: nothing can have that is higher than all before."""
@@ -121,13 +123,13 @@ class Batch:
             return None
         if (stream.id, new.sequence) in self._digests:
             return self._digests[stream.id, new.sequence]
-        return self._connection.execute(_DIGEST, {"of_stream": stream.id, "of_sequence": new.sequence}).scalar()
+        found: bytes | None = self._value(self._sql.digest, {"stream_id": stream.id, "sequence": new.sequence})
+        return found
 
     def _hear(self, new: Arrival, stored: bool) -> None:
         """A clock that was set back sets last_seen back, else the node would seem alive until the clock is there."""
-        heard = self._heard.setdefault(
-            new.event.node, {"node": new.event.node, "first_seen": new.received, "events": 0}
-        )
+        node = new.event.node
+        heard = self._heard.setdefault(node, {"node": node, "first_seen": new.received, "events": 0})
         heard["last_seen"] = new.received
         heard["events"] += stored
 
@@ -135,75 +137,93 @@ class Batch:
         """Who says this common information, unless it is silent: then what it said is removed."""
         name = new.event.name
         if name not in self._speakers:
-            self._speakers[name] = self._connection.execute(_SPEAKER, {"of_name": name}).scalar()
+            self._speakers[name] = self._value(self._sql.speaker, {"name": name})
         speaker = self._speakers[name]
         if speaker in (None, new.event.node):
             return None
         last = self._last_seen(speaker)
         if last is not None and new.received - last <= self._alive_within_us:
             return speaker
-        silent = latest.c.kind == "common", latest.c.name == name, latest.c.node == speaker
-        self._connection.execute(sa.delete(latest).where(*silent))
+        self._run(self._sql.remove_latest, {"kind": new.event.kind, "name": name, "node": speaker})
+        self._latest.pop((new.event.kind, name, speaker), None)
         return None
 
     def _last_seen(self, node: str) -> int | None:
         if node in self._heard:
             return int(self._heard[node]["last_seen"])
-        return self._connection.execute(sa.select(nodes.c.last_seen).where(nodes.c.node == node)).scalar()
+        last: int | None = self._value(self._sql.last_seen, {"node": node})
+        return last
 
     def _keep(self, new: Arrival) -> str | None:
         """Returns a note of static information that changed."""
-        stream = self._stream(new)
+        stream, kind = self._stream(new), KINDS[new.event.kind]
         stream.have = max(stream.have, new.sequence)
         self._digests[stream.id, new.sequence] = new.digest
-        row = {"stream_id": stream.id, "sequence": new.sequence, "digest": new.digest, "received": new.received}
-        self._seen.append(row)
-        if KINDS[new.event.kind].history:
-            self._history.append({"id": new.event.id, "kind": new.event.kind, "data": new.data, **_said(new)})
-            self._latest.append(_latest(new, stream.id))
-            return None
-        if KINDS[new.event.kind].single:
+        row = {"stream_id": stream.id, "sequence": new.sequence, "received": new.received}
+        self._seen.append({**row, "digest": new.digest})
+        said = {"node": new.event.node, "name": new.event.name, "time": microseconds(new.event.time), **row}
+        if kind.history:
+            self._history.append({**said, "kind": kind.name, "data": new.data})
+        if kind.single:
             self._speakers[new.event.name] = new.event.node
-        return self._replace(new, stream.id)
-
-    def _replace(self, new: Arrival, stream_id: int) -> str | None:
-        """At once, since what comes next in this batch compares itself with it."""
-        event = new.event
-        before = self._connection.execute(_LATEST, {"kind": event.kind, "name": event.name, "node": event.node}).first()
-        self._connection.execute(_SET_LATEST, _latest(new, stream_id))
-        older = before is not None and before.stream_id == stream_id and before.sequence > new.sequence
-        if before is None or older or before.data == new.data or event.kind != "static":
+        before = self._latest_value(new) if kind.name == "static" else None
+        if not self._set_latest(new, said) or before in (None, new.data):
             return None
-        self._connection.execute(sa.insert(changes), {**_said(new), "before": before.data, "after": new.data})
-        return f"static information {event.name} of {event.node} changed"
+        self._changes.append({**said, "before": before, "after": new.data})
+        return f"static information {new.event.name} of {new.event.node} changed"
+
+    def _latest_value(self, new: Arrival) -> str | None:
+        """The value that this one takes the place of; None if there is none, or a newer one."""
+        row = self._latest.get(new.key)
+        if row is None:
+            kind, name, node = new.key
+            found = self._run(self._sql.latest_value, {"kind": kind, "name": name, "node": node})
+            row = {"data": found[0][0], "stream_id": found[0][1], "sequence": found[0][2]} if found else None
+        if row is None or (row["stream_id"] == self._stream(new).id and row["sequence"] > new.sequence):
+            return None
+        return str(row["data"])
+
+    def _set_latest(self, new: Arrival, said: _Row) -> bool:
+        """False if a newer value of this batch stays."""
+        event, before = new.event, self._latest.get(new.key)
+        if before and before["stream_id"] == said["stream_id"] and before["sequence"] > new.sequence:
+            return False
+        told = {"refresh": event.refresh, "policy": _plain(event.policy), "handle": _plain(event.handle)}
+        self._latest[new.key] = {**said, **told, "kind": event.kind, "data": new.data}
+        return True
 
     def _write(self) -> None:
-        highest = [{"of_stream": stream.id, "highest": stream.have} for stream in self._streams.values()]
+        have = [{"stream_id": stream.id, "highest": stream.have} for stream in self._streams.values()]
         for statement, rows in (
-            (_HEARD, list(self._heard.values())),
-            (_HAVE, highest),
-            (_SET_LATEST, self._latest),
-            (sa.insert(seen), self._seen),
-            (sa.insert(history), self._history),
+            (self._sql.set_have, sorted(have, key=lambda row: row["stream_id"])),
+            (self._sql.hear, [row for _, row in sorted(self._heard.items())]),
+            (self._sql.set_latest, [row for _, row in sorted(self._latest.items())]),
+            (self._sql.add_seen, self._seen),
+            (self._sql.add_history, self._history),
+            (self._sql.add_change, self._changes),
         ):
             if rows:
-                self._connection.execute(statement, rows)
+                self._cursor.executemany(statement, rows)
+        if self.news:
+            self._run(self._sql.tell_others)
+
+    # ---- the driver
+
+    def _run(self, statement: str, given: Mapping[str, Any] | list[_Row] | None = None) -> Sequence[Any]:
+        """Returns the rows, if it has any; an empty statement is one that this database needs not."""
+        if not statement:
+            return []
+        if isinstance(given, list):
+            self._cursor.executemany(statement, given)
+            return []
+        self._cursor.execute(statement, given or {})
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def _value(self, statement: str, given: Mapping[str, Any]) -> Any:
+        rows = self._run(statement, given)
+        return rows[0][0] if rows else None
 
 
-def _latest(new: Arrival, stream_id: int) -> dict[str, Any]:
-    return {
-        "kind": new.event.kind,
-        "data": new.data,
-        "refresh": new.event.refresh,
-        "policy": new.event.policy,
-        "handle": new.event.handle,
-        "stream_id": stream_id,
-        "sequence": new.sequence,
-        **_said(new),
-    }
-
-
-def _said(new: Arrival) -> dict[str, Any]:
-    """The columns that every table of values has, but for the value."""
-    event = new.event
-    return {"node": event.node, "name": event.name, "time": microseconds(event.time), "received": new.received}
+def _plain(text: str | None) -> str | None:
+    """PostgreSQL takes no NUL; names and nodes have none, and in JSON it is escaped."""
+    return text and text.replace("\0", "\ufffd")

@@ -16,13 +16,17 @@ from rich.text import Text
 
 from cf_messaged import __version__, views
 from cf_messaged.config import BadConfig, Config, load
-from cf_messaged.store import Store, StoreUnavailable, sqlite_path, summary
+from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.metrics import CannotServe
+from cf_messaged.store import Store, summary
 from cf_messaged.times import rfc3339
 
 log = logging.getLogger("cf_messaged")
 
 _CONFIG = click.option("--config", "config_path", metavar="FILE", help="Settings, in TOML.")
-_STORE = click.option("--store", metavar="URL", help="Where everything is kept: sqlite:///PATH.")
+_STORE = click.option(
+    "--store", metavar="URL", help="Where everything is kept: sqlite:///PATH, postgresql://HOST/DATABASE."
+)
 
 
 def fail(error: object) -> NoReturn:
@@ -66,28 +70,44 @@ def _log_to_stderr() -> None:
 @_CONFIG
 @_STORE
 @click.option("--request", metavar="ENDPOINT", help="Where nodes say information and ask for views.")
+@click.option("--push", metavar="ENDPOINT", help="Where nodes push; off: nowhere.")
+@click.option("--publish", metavar="ENDPOINT", help="Where nodes publish; off: nowhere.")
+@click.option("--subscribe", metavar="ENDPOINT", help="Where anybody subscribes to what was said; off: nowhere.")
+@click.option("--pair", metavar="ENDPOINT", help="Where one node is a pair of this listener; off is the default.")
+@click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus asks; off is the default.")
 @click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine without keys.")
-def run(config_path: str | None, store: str | None, request: str | None, insecure: bool | None) -> None:
+def run(config_path: str | None, **said: Any) -> None:
     """Listen, until SIGTERM."""
-    from cf_messaged.service import CannotListen, Service, raise_limits  # zmq is for this command alone
+    from cf_messaged.service import Service  # zmq is for this command alone
+    from cf_messaged.sockets import CannotListen, raise_limits
 
-    config = settings(config_path, store=store, request=request, insecure=insecure)
+    config = settings(config_path, **said)
     _log_to_stderr()
-    raise_limits()
     try:
+        raise_limits(config.connections)
         _check_views(config)
-        service = Service(config, Store(config.store, config.alive_within_s))
-        service.heed_signals()
-        bound = service.bind(config.request)
-    except (StoreUnavailable, CannotListen, views.BadView) as error:
+        service = Service(config, Store(config.store, config.alive_within_s), lambda: _load(config_path, said))
+    except (StoreUnavailable, CannotListen, CannotServe, views.BadView) as error:
         fail(error)
+    service.heed_signals()
     if config.insecure:
-        log.warning("--insecure: everybody who reaches %s can say and read everything", bound)
-    click.echo(f"request {bound}")
-    log.info("cf-messaged %s listens on %s", __version__, bound)
+        log.warning("--insecure: everybody who reaches this listener can say and read everything")
+    for role, bound in service.endpoints.items():
+        click.echo(f"{role} {bound}")
+    log.info("cf-messaged %s listens on %s", __version__, service.endpoints["request"])
     service.run()
     service.close()
-    log.info("ended: %s", service.counters)
+    log.info("ended: %s", service.metrics.counters)
+
+
+def _load(config_path: str | None, said: dict[str, Any]) -> Config:
+    """Raises BadConfig."""
+    config = load(config_path, said)
+    try:
+        _check_views(config)
+    except views.BadView as error:
+        raise BadConfig(str(error)) from None
+    return config
 
 
 @main.command("check-config")
@@ -146,9 +166,9 @@ def _rows(config: Config, name: str, asked: dict[str, str]) -> list[views.Row]:
     found = views.load(name, config.views_dir)
     given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
     values = views.values(found, asked, given, time.time_ns() // 1000)
-    limits = views.Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
-    path = summary(sqlite_path(config.store)).path  # a clearer error than SQL's where there is no store
-    return views.rows(path, found, values, limits)
+    limits = Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
+    summary(config.store)  # a clearer error than SQL's where there is no store
+    return views.rows(config.store, found, values, limits)
 
 
 def _list_views(config: Config) -> None:
@@ -195,13 +215,13 @@ def status(config_path: str | None, store: str | None) -> None:
     """Tell what the store holds."""
     config = settings(config_path, store=store)
     try:
-        found = summary(sqlite_path(config.store))
+        found = summary(config.store)
     except StoreUnavailable as error:
         fail(error)
     age = (
         "never" if found.last_seen is None else f"{max(0, time.time_ns() // 1000 - found.last_seen) // 1_000_000} s ago"
     )
-    lines = {"path": found.path, "id": found.store, "size": f"{found.size} bytes"}
+    lines = {"store": found.name, "id": found.store, "size": f"{found.size} bytes"}
     lines |= {"nodes": str(found.nodes), "events": str(found.events), "last event": age}
     for name, value in lines.items():
         click.echo(f"{name:<11}{value}")
@@ -216,7 +236,7 @@ def forget(node: str, name: str | None, config_path: str | None, store: str | No
     """Remove what is kept of NODE, or of one NAME of it."""
     config = settings(config_path, store=store)
     try:
-        summary(sqlite_path(config.store))  # an error, rather than a new database, where there is none
+        summary(config.store)  # an error, rather than a new database, where there is none
         removed = Store(config.store).forget(node, name)
     except StoreUnavailable as error:
         fail(error)

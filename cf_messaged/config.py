@@ -11,8 +11,12 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from cf_messaged.store import ALIVE_WITHIN_S, sqlite_path
-from cf_messaged.views import MAX_ROWS_BYTES, Limits
+from cf_messaged.database import MAX_ROWS_BYTES, Limits, database
+from cf_messaged.metrics import read_address
+from cf_messaged.store import ALIVE_WITHIN_S
+
+OFF = "off"
+ENDPOINTS = ("request", "push", "publish", "subscribe", "pair")
 
 
 class BadConfig(ValueError):
@@ -25,6 +29,12 @@ class Config:
 
     store: str = "sqlite:////var/lib/cf-messaged/store.db"
     request: str = "tcp://127.0.0.1:5309"
+    push: str = "tcp://127.0.0.1:5310"
+    publish: str = "tcp://127.0.0.1:5311"
+    subscribe: str = "tcp://127.0.0.1:5312"
+    pair: str = OFF
+    metrics: str = OFF
+    connections: int = 1000
     insecure: bool = False
     alive_within_s: float = ALIVE_WITHIN_S
     views_dir: str | None = None
@@ -37,14 +47,24 @@ class Config:
         for setting in fields(self):
             _check_type(setting.name, getattr(self, setting.name), str(setting.type))
         try:
-            sqlite_path(self.store)
+            database(self.store)
         except ValueError as error:
             raise BadConfig(str(error)) from None
         self._check_ranges()
-        self._check_endpoint()
+        self._check_endpoints()
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        return None if self.metrics == OFF else read_address(self.metrics)
+
+    def unchangeable(self, new: Config) -> list[str]:
+        """The settings in which another one differs, but which only a restart can change."""
+        fixed = ("store", *ENDPOINTS, "metrics", "connections", "insecure", "views_at_once")
+        return [name for name in fixed if getattr(self, name) != getattr(new, name)]
 
     def _check_ranges(self) -> None:
         _check_range("alive_within_s", self.alive_within_s, 1, 10**9)
+        _check_range("connections", self.connections, 1, 10**7)
         _check_range("views_at_once", self.views_at_once, 1, 64)
         _check_range("view_timeout_s", self.view_timeout_s, 0.01, 3600)
         _check_range("view_max_rows", self.view_max_rows, 1, 10**9)
@@ -52,12 +72,18 @@ class Config:
         if self.views_dir is not None and not os.path.isabs(self.views_dir):
             raise BadConfig(f"views_dir '{self.views_dir}': allowed is an absolute path")
 
-    def _check_endpoint(self) -> None:
-        if not is_local(self.request) and not self.insecure:
-            raise BadConfig(
-                f"request '{self.request}': everybody who reaches it could say and read everything;"
-                " allowed is a loopback address or ipc://, or anything with --insecure"
-            )
+    def _check_endpoints(self) -> None:
+        if self.request == OFF:
+            raise BadConfig(f"request is '{OFF}': without it nobody could be answered")
+        local = {name: is_local(getattr(self, name)) for name in ENDPOINTS if getattr(self, name) != OFF}
+        if self.metrics != OFF:
+            local["metrics"] = _is_local_address(self.metrics)
+        for name, is_here in local.items():
+            if not is_here and not self.insecure:
+                raise BadConfig(
+                    f"{name} '{getattr(self, name)}': everybody who reaches it could say and read everything;"
+                    " allowed is a loopback address or ipc://, or anything with --insecure"
+                )
 
 
 _ALLOWED: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -92,6 +118,17 @@ def is_local(endpoint: str) -> bool:
     try:
         return ipaddress.ip_address(parts[1].strip("[]")).is_loopback
     except ValueError:  # a wildcard, or the name of an interface
+        return False
+
+
+def _is_local_address(address: str) -> bool:
+    try:
+        host, _ = read_address(address)
+    except ValueError as error:
+        raise BadConfig(f"metrics: {error}, {OFF}") from None
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
         return False
 
 

@@ -1,13 +1,14 @@
-"""From frames of the request socket to events, and from what became of them to answers. Any frames are understood or
-refused with a reason; nothing is raised. No socket, clock or database."""
+"""From frames to events, and from what became of them to answers. Any frames are understood or refused with a reason;
+nothing is raised. No socket, clock or database."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cf_messaged.codec import decode_event
 from cf_messaged.times import microseconds
-from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed, decode_event
+from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed
 
 # An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
 MAX_DATA_DEPTH = MAX_DEPTH - 3
@@ -26,9 +27,11 @@ class Verdict(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """envelope: the frames that an answer begins with. said: the event, or the refusal of what was none."""
+    """envelope: the frames that an answer begins with, None where nobody waits for one. said: the event, or the refusal
+    of what was none.
+    """
 
-    envelope: list[bytes]
+    envelope: list[bytes] | None
     said: Event | Answer
 
 
@@ -43,6 +46,19 @@ def read(frames: Sequence[bytes], store: str) -> Delivery:
         return Delivery(envelope, _checked(decode_event(body[0])))
     except Malformed as error:
         return Delivery(envelope, Answer(error.id, store, 0, REFUSED, reason=str(error)))
+
+
+def read_unanswered(frames: Sequence[bytes], before: int, store: str) -> Delivery:
+    """frames: of one message of a socket on which nobody is answered; so many come before the event."""
+    try:
+        if len(frames) != before + 1:
+            raise Malformed(f"{len(frames)} frames, where {before + 1} are allowed")
+        event = _checked(decode_event(frames[before]))
+        if is_question(event):
+            raise Malformed("a question for a view, where nobody is answered", event.id)
+        return Delivery(None, event)
+    except Malformed as error:
+        return Delivery(None, Answer(error.id, store, 0, REFUSED, reason=str(error)))
 
 
 def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -1,79 +1,50 @@
-"""The sockets of the listener, and its loop: take what is there, one transaction, then acknowledge. ZeroMQ is here."""
+"""The loop of the listener: take what is there, one transaction, then acknowledge, then publish."""
 
 from __future__ import annotations
 
 import logging
-import resource
+import os
 import signal
 import socket
 import time
-from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from threading import Thread
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import zmq
 
 from cf_messaged import intake
-from cf_messaged.config import Config
+from cf_messaged.codec import encode_answer, encode_event
+from cf_messaged.config import BadConfig, Config
+from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.intake import Verdict
-from cf_messaged.store import Store, StoreUnavailable
-from cf_messaged.view_process import Question, Reply, Settings, ViewProcess, failure
-from cf_messaged.views import Limits
-from cf_messaging.wire import ANSWERED, DUPLICATE, LATER, MAX_EVENT_BYTES, REFUSED, STORED, Answer, Event, encode_answer
+from cf_messaged.metrics import Metrics
+from cf_messaged.publisher import Publisher, topic_of
+from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets
+from cf_messaged.store import Store
+from cf_messaged.systemd import Notifier
+from cf_messaged.times import microseconds
+from cf_messaged.view_pool import Answered, ViewPool
+from cf_messaged.view_process import Question, Settings
+from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Answer, Event
 
 log = logging.getLogger(__name__)
 
-# A transaction as large as this costs some 50 ms, in which nobody is answered; fewer would not be faster.
-MAX_BATCH = 256
+# A transaction as large as this costs some 30 ms, in which nobody is answered; more would hardly be faster.
+MAX_BATCH = 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
-# Twice what is allowed, so that a node that says too much is told so; one that says more is cut off.
-MAX_FRAME_BYTES = 2 * MAX_EVENT_BYTES
-# Messages of each peer that wait here; the rest waits at the peer.
-RECEIVE_HIGH_WATER_MARK = 64
-# Answers to each peer: those of some batches at once, or a node that reads would lose some of a burst.
-SEND_HIGH_WATER_MARK = 4 * MAX_BATCH
-# Connections that wait to be accepted: after a power cut all nodes come at once. The kernel's somaxconn caps it.
-BACKLOG = 4096
-# Somebody who connects and says nothing is let go of, as he holds a descriptor.
-HANDSHAKE_MS = 5_000
-# A node that lost its power holds one too, until three heartbeats are missed.
-HEARTBEAT_MS = 20_000
-# Answers that are on their way at the end.
-LINGER_MS = 1_000
 RETRY_AFTER_S = 10.0
-# Questions for views that wait for a process; who comes then is told to come later.
-MAX_WAITING = 100
 # How often a view that runs is looked at, whether it should be killed.
-LOOK_MS = 500
-
-Frames = list[bytes]
-
-
-class CannotListen(Exception):
-    """One line: which endpoint, and why."""
+LOOK_S = 0.5
+# Subscriptions that are read in one round; the rest is read in the next.
+MAX_SUBSCRIPTIONS = 1000
 
 
-@dataclass(slots=True)
-class Counters:
-    """Since the start. refused: by kind. dropped: answers that could not be sent; the node asks again."""
+class Said(NamedTuple):
+    """envelope: where the answer goes to; None if nobody waits for one."""
 
-    received: int = 0
-    stored: int = 0
-    duplicates: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    later: int = 0
-    answered: int = 0
-    dropped: int = 0
-    batches: int = 0
-
-    def __str__(self) -> str:
-        refused = ", ".join(f"{count} {kind}" for kind, count in sorted(self.refused.items()))
-        return (
-            f"received {self.received}, stored {self.stored}, duplicates {self.duplicates},"
-            f" refused {self.refused.total()}{f' ({refused})' if refused else ''}, later {self.later},"
-            f" views answered {self.answered}, answers dropped {self.dropped}, batches {self.batches}"
-        )
+    envelope: Frames | None
+    event: Event
 
 
 def now_us() -> int:
@@ -81,55 +52,39 @@ def now_us() -> int:
 
 
 class Service:
-    """Heed signals, bind, run until one or `stop`, close."""
+    """Made, it listens; `run` until a signal or `stop`, then `close`."""
 
-    def __init__(self, config: Config, store: Store) -> None:
-        self.counters = Counters()
-        self._store = store
-        self._store_lost = False
-        self._stopping = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = self._context.socket(zmq.ROUTER)
+    def __init__(self, config: Config, store: Store, load: Callable[[], Config] | None = None) -> None:
+        """load: reads the settings again. Raises CannotListen, CannotServe."""
+        self.metrics = Metrics()
+        self._counters = self.metrics.counters
+        self._config, self._load = config, load
+        self._store, self._store_lost = store, False
+        self._publisher = Publisher()
+        self._stopping = self._reloading = False
+        self._notifier = Notifier(os.environ)
+        self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
+        self._sockets = Sockets(config)
+        self.endpoints = self._sockets.endpoints
+        if config.metrics_address:
+            self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
         # A signal that comes just before the poll would else be noticed only after it.
         self._wake, self._waker = socket.socketpair()
-        settings = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
-        limits = Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
-        view_settings = Settings(store.path, config.views_dir, settings, limits)
-        self._views = [ViewProcess(view_settings) for _ in range(config.views_at_once)]
-        self._asked: list[Frames] = [[] for _ in self._views]  # the envelope of what each of them runs
-        self._waiting: deque[tuple[Frames, Question]] = deque()
-
-    def bind(self, endpoint: str) -> str:
-        """Returns the endpoint as it is bound, a wildcard port resolved. Raises CannotListen."""
-        router = self._router
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that cannot be sent is an error, so it can be counted
-        # With a domain, libzmq refuses peers of before ZMTP 3, some of whose words make it abort the process.
-        router.zap_domain = b"cf-messaged"
-        router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        router.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
-        router.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)
-        router.setsockopt(zmq.BACKLOG, BACKLOG)
-        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        router.setsockopt(zmq.LINGER, LINGER_MS)
-        # Serves both; not for an IPv4 address, which would be shown as [::ffff:127.0.0.1].
-        router.setsockopt(zmq.IPV6, int(endpoint.startswith(("tcp://[", "tcp://*"))))
-        try:
-            router.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise CannotListen(f"cannot listen on {endpoint}: {error.strerror}") from None
-        return router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._polled: list[int] = []
+        self._poller = zmq.Poller()
 
     def heed_signals(self) -> None:
-        """SIGTERM and SIGINT end `run`, also one that has not begun: call it before anybody is told of the listener."""
+        """SIGTERM and SIGINT end `run`, also one that has not begun: call it before anybody is told of the listener.
+        SIGHUP reads the settings again.
+        """
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
     def run(self) -> None:
+        self._notifier.ready(f"listens on {self.endpoints['request']}")
         while not self._stopping:
             try:
                 self._round()
@@ -137,150 +92,230 @@ class Service:
                 raise
             except Exception as error:  # noqa: BLE001  # the loop's safety net: nobody is answered, so nothing is lost
                 log.error("a bug, please report it: %s: %s", type(error).__name__, error)
+        self._notifier.stopping()
 
     def stop(self) -> None:
         self._stopping = True
 
     def close(self) -> None:
-        for process in self._views:
-            process.close()
-        # In a thread, since libzmq may wait for ever for a socket whose connection ended half-way through a message.
-        ending = Thread(target=self._context.destroy, kwargs={"linger": LINGER_MS}, daemon=True)
-        ending.start()
-        ending.join(2 * LINGER_MS / 1000)
+        self._views.close()
+        self._sockets.close()
+        self.metrics.close()
+        self._store.close()
         signal.set_wakeup_fd(-1)
         self._wake.close()
         self._waker.close()
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self._stopping = True
+        if number == signal.SIGHUP:
+            self._reloading = True
+        else:
+            self._stopping = True
 
     def _round(self) -> None:
         ready = self._wait()
         if self._wake.fileno() in ready:
             self._wake.recv(4096)
-        if self._router in ready:
-            self._serve(self._take())
-        self._hear_views(ready)
-        self._ask_views()
+        if self._reloading:
+            self._reload()
+        self._hear_subscribers(ready)
+        self._resend()
+        self._serve(self._take(ready))
+        self._answer(self._views.serve(ready, now_us()))
+        self._publish_news()
+        self._notifier.alive()
+
+    # ---- waiting
 
     def _wait(self) -> dict[object, int]:
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._wake.fileno(), zmq.POLLIN)
-        for process in self._views:
-            if process.pipe is not None:
-                poller.register(process.pipe.fileno(), zmq.POLLIN)
-        return dict(poller.poll(LOOK_MS if any(process.busy for process in self._views) else None))
+        self._watch()
+        waits = [self._notifier.poll_s, self._publisher.poll_s(time.monotonic())]
+        if self._views.busy:
+            waits.append(LOOK_S)
+        shortest = min((wait for wait in waits if wait is not None), default=None)
+        return dict(self._poller.poll(None if shortest is None else int(shortest * 1000)))
+
+    def _watch(self) -> None:
+        """Sockets stay what they are; the processes of views, and a connection of the store, come and go."""
+        files = [self._wake.fileno(), *self._views.files()]
+        if files == self._polled:
+            return
+        self._poller = zmq.Poller()
+        for _, each in self._sockets:
+            self._poller.register(each, zmq.POLLIN)
+        for file in files:
+            self._poller.register(file, zmq.POLLIN)
+        self._polled = files
 
     # ---- events
 
-    def _take(self) -> list[Frames]:
-        taken: list[Frames] = []
-        size = 0
-        while len(taken) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            try:
-                frames = self._router.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            taken.append(frames)
-            size += sum(map(len, frames))
+    def _take(self, ready: dict[object, int]) -> list[tuple[Role, Frames]]:
+        """What waits at the sockets where events come; each of them has its share of a batch."""
+        waiting = [(role, each) for role, each in self._sockets if each in ready and role is not SUBSCRIBE]
+        taken = []
+        for role, each in waiting:
+            messages = _messages(each, MAX_BATCH // len(waiting), MAX_BATCH_BYTES // len(waiting))
+            self._counters.received[role.setting] += len(messages)
+            taken += [(role, frames) for frames in messages]
         return taken
 
-    def _serve(self, messages: Sequence[Frames]) -> None:
-        self.counters.received += len(messages)
-        events: list[tuple[Frames, Event]] = []
-        for envelope, said in (intake.read(frames, self._store.id) for frames in messages):
+    def _serve(self, messages: Sequence[tuple[Role, Frames]]) -> None:
+        events: list[Said] = []
+        for envelope, said in (self._read(role, frames) for role, frames in messages):
             if isinstance(said, Answer):
                 self._refuse(envelope, said)
-            elif intake.is_question(said):
-                self._question(envelope, said)
+            elif envelope is not None and intake.is_question(said):
+                question = Question(said.id, self._store.id, said.name, said.data, now_us())
+                self._answer(self._views.ask(envelope, question))
             else:
-                events.append((envelope, said))
+                events.append(Said(envelope, said))
         if events:
             self._store_all(events)
 
-    def _refuse(self, envelope: Frames, answer: Answer) -> None:
-        self.counters.refused[intake.MALFORMED] += 1
+    def _read(self, role: Role, frames: Frames) -> intake.Delivery:
+        if role.before is None:
+            return intake.read(frames, self._store.id)
+        return intake.read_unanswered(frames, role.before, self._store.id)
+
+    def _refuse(self, envelope: Frames | None, answer: Answer) -> None:
+        self._counters.refused[intake.MALFORMED] += 1
         log.warning("refused %s: %s", answer.id or "a message without an id", answer.reason)
         self._send(envelope, encode_answer(answer))
 
-    def _store_all(self, events: Sequence[tuple[Frames, Event]]) -> None:
-        received_us = now_us()
+    def _store_all(self, events: Sequence[Said]) -> None:
+        received_us, began = now_us(), time.monotonic()
         try:
             verdicts = self._store.add([(event, received_us) for _, event in events])
         except StoreUnavailable as error:
             self._put_off(events, str(error))
             return
         if self._store_lost:
-            log.warning("the store is there again: %s, store %s", self._store.path, self._store.id)
+            log.warning("the store is there again: %s, store %s", self._store.name, self._store.id)
         self._store_lost = False
-        self.counters.batches += 1
         for (envelope, event), verdict in zip(events, verdicts, strict=True):
-            self._send(envelope, encode_answer(intake.answer(event, self._store.id, verdict)))
+            if envelope is not None:
+                self._send(envelope, encode_answer(intake.answer(event, self._store.id, verdict)))
             self._note(event, verdict)
+        self._counters.batches += 1
+        oldest_us = min(microseconds(event.time) for _, event in events)
+        self.metrics.committed(len(events), time.monotonic() - began, oldest_us, received_us)
 
-    def _put_off(self, events: Sequence[tuple[Frames, Event]], reason: str) -> None:
+    def _put_off(self, events: Sequence[Said], reason: str) -> None:
         if not self._store_lost:
             log.error("nothing can be stored: %s", reason)
         self._store_lost = True
-        self.counters.later += len(events)
+        self._counters.later += len(events)
         for envelope, event in events:
             self._send(envelope, encode_answer(intake.later(event, self._store.id, reason, RETRY_AFTER_S)))
 
     def _note(self, event: Event, verdict: Verdict) -> None:
-        self.counters.stored += verdict.status == STORED
-        self.counters.duplicates += verdict.status == DUPLICATE
-        if verdict.status == REFUSED:
-            self.counters.refused[verdict.kind or REFUSED] += 1
+        if verdict.status == STORED:
+            self._counters.stored += 1
+        elif verdict.status == DUPLICATE:
+            self._counters.duplicates += 1
+        elif verdict.status == REFUSED:
+            self._counters.refused[verdict.kind or REFUSED] += 1
             log.warning("refused %s %s of %s: %s", event.kind, event.name, event.node, verdict.reason)
         if verdict.note:
             log.info("%s", verdict.note)
 
-    def _send(self, envelope: Frames, answer: bytes) -> None:
+    def _answer(self, answers: Sequence[Answered]) -> None:
+        for envelope, frame in answers:
+            self._send(envelope, frame)
+
+    def _send(self, envelope: Frames | None, answer: bytes) -> None:
         """A peer that is gone, or does not read, is not waited for: it would hold up all the others."""
+        router = self._sockets.get(REQUEST)
+        if envelope is None or router is None:
+            return
         try:
-            self._router.send_multipart([*envelope, answer], zmq.DONTWAIT)
+            router.send_multipart([*envelope, answer], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
-            self.counters.dropped += 1
+            self._counters.dropped += 1
 
-    # ---- views
+    # ---- subscribers
 
-    def _question(self, envelope: Frames, event: Event) -> None:
-        question = Question(event.id, self._store.id, event.name, event.data, now_us())
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.append((envelope, question))
-        else:
-            self._reply(envelope, failure(question, LATER, f"{MAX_WAITING} views wait already"))
+    def _hear_subscribers(self, ready: dict[object, int]) -> None:
+        publishing = self._sockets.get(SUBSCRIBE)
+        if publishing is None or publishing not in ready:
+            return
+        for _ in range(MAX_SUBSCRIPTIONS):
+            try:
+                frame = publishing.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                break
+            self._publisher.heard(frame.bytes, left=not _has_peer(frame))
+        self.metrics.subscriptions.set(self._publisher.subscriptions)
 
-    def _ask_views(self) -> None:
-        for index, process in enumerate(self._views):
-            if self._waiting and not process.busy:
-                self._asked[index], question = self._waiting.popleft()
-                reply = process.ask(question._replace(now=now_us()))
-                if reply:
-                    self._reply(self._asked[index], reply)
+    def _resend(self) -> None:
+        """Before anything is stored: what is sent here is as new as what was published."""
+        try:
+            for value in self._publisher.resend(time.monotonic(), self._store.last):
+                self._publish(value.topic, value.frame)
+        except StoreUnavailable as error:
+            log.error("last values cannot be published: %s", error)
 
-    def _hear_views(self, ready: dict[object, int]) -> None:
-        for index, process in enumerate(self._views):
-            heard = process.pipe is not None and process.pipe.fileno() in ready
-            reply = process.heard() if heard else process.overdue()
-            if reply:
-                self._reply(self._asked[index], reply)
+    def _publish_news(self) -> None:
+        try:
+            for event in self._store.news():
+                topic = topic_of(event.kind, event.name, event.node)
+                if self._publisher.wants(topic):
+                    self._publish(topic, encode_event(event))
+        except StoreUnavailable as error:
+            log.error("news cannot be published: %s", error)
 
-    def _reply(self, envelope: Frames, reply: Reply) -> None:
-        if reply.status == REFUSED:
-            self.counters.refused["view"] += 1
-        self.counters.later += reply.status == LATER
-        self.counters.answered += reply.status == ANSWERED
-        if reply.reason:
-            log.warning("%s: %s", reply.status, reply.reason)
-        self._send(envelope, reply.frame)
+    def _publish(self, topic: bytes, event: bytes) -> None:
+        """A subscriber that does not read loses it, and gets the last values when it comes again."""
+        publishing = self._sockets.get(SUBSCRIBE)
+        if publishing is not None:
+            publishing.send_multipart([topic, event], zmq.DONTWAIT)
+            self._counters.published += 1
+
+    # ---- settings
+
+    def _reload(self) -> None:
+        self._reloading = False
+        self._notifier.reloading()
+        try:
+            self._settle(self._load() if self._load else self._config)
+        except BadConfig as error:
+            log.error("the settings stay as they were: %s", error)
+        self._notifier.ready(f"listens on {self.endpoints['request']}")
+
+    def _settle(self, new: Config) -> None:
+        """Takes over what can change while it listens."""
+        for name in self._config.unchangeable(new):
+            log.warning("%s is still %s: another one needs a restart", name, getattr(self._config, name))
+        self._config = replace(new, **{name: getattr(self._config, name) for name in self._config.unchangeable(new)})
+        self._store.alive_within_s = self._config.alive_within_s
+        self._views.settings = _of_views(self._config)
+        log.info("the settings are read again")
 
 
-def raise_limits() -> None:
-    """Each node is a descriptor, and a listener that has none left spins at a full core."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _of_views(config: Config) -> Settings:
+    given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
+    limits = Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
+    return Settings(config.store, config.views_dir, given, limits)
+
+
+def _messages(source: Socket, most: int, most_bytes: int) -> list[Frames]:
+    taken: list[Frames] = []
+    size = 0
+    while len(taken) < most and size < most_bytes:
+        try:
+            frames = source.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            break
+        taken.append(frames)
+        size += sum(map(len, frames))
+    return taken
+
+
+def _has_peer(frame: zmq.Frame) -> bool:
+    """Whether a peer has said it, and not the socket in the name of one that is gone."""
+    try:
+        return bool(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return False

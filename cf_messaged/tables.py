@@ -1,4 +1,4 @@
-"""What the store holds. Times are UTC microseconds, data is JSON text, canonical. migrations/ makes these tables."""
+"""What the store holds. Times are UTC microseconds, data is JSON, its keys sorted. migrations/ makes these tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import sqlalchemy as sa
 
 # SQLite counts by itself only in a column that is called INTEGER.
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+# Compared byte by byte in both, whatever the language of a server.
+_KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+# On which the listeners of one PostgreSQL tell each other that there is something new.
+CHANNEL = "cf_messaged"
 
 metadata = sa.MetaData()
 
@@ -16,7 +21,7 @@ identity = sa.Table("identity", metadata, sa.Column("store", sa.Text, primary_ke
 nodes = sa.Table(
     "nodes",
     metadata,
-    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("node", _KEY, primary_key=True),
     sa.Column("first_seen", _BIG, nullable=False),
     sa.Column("last_seen", _BIG, nullable=False),
     sa.Column("events", _BIG, nullable=False),
@@ -27,8 +32,8 @@ streams = sa.Table(
     "streams",
     metadata,
     sa.Column("id", _BIG, primary_key=True),
-    sa.Column("node", sa.Text, nullable=False),
-    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("node", _KEY, nullable=False),
+    sa.Column("stream", _KEY, nullable=False),
     sa.Column("have", _BIG, nullable=False),
     sa.UniqueConstraint("stream", "node"),
 )
@@ -44,13 +49,14 @@ seen = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Of kind common there is one node a name. The key begins with kind and name to find it.
+# Of kind common there is one node a name. The key begins with kind and name to find it. batch: which transaction of
+# PostgreSQL wrote it; SQLite has one writer, who knows what it wrote.
 latest = sa.Table(
     "latest",
     metadata,
-    sa.Column("kind", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("kind", _KEY, primary_key=True),
+    sa.Column("name", _KEY, primary_key=True),
+    sa.Column("node", _KEY, primary_key=True),
     sa.Column("data", sa.Text, nullable=False),
     sa.Column("time", _BIG, nullable=False),
     sa.Column("received", _BIG, nullable=False),
@@ -59,6 +65,7 @@ latest = sa.Table(
     sa.Column("handle", sa.Text),
     sa.Column("stream_id", _BIG, nullable=False),
     sa.Column("sequence", _BIG, nullable=False),
+    sa.Column("batch", _BIG, nullable=False),
     sa.Index("latest_of_node", "node"),
 )
 
@@ -67,10 +74,11 @@ history = sa.Table(
     "history",
     metadata,
     sa.Column("row", _BIG, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False),
-    sa.Column("node", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("stream_id", _BIG, nullable=False),
+    sa.Column("sequence", _BIG, nullable=False),
+    sa.Column("node", _KEY, nullable=False),
+    sa.Column("kind", _KEY, nullable=False),
+    sa.Column("name", _KEY, nullable=False),
     sa.Column("data", sa.Text, nullable=False),
     sa.Column("time", _BIG, nullable=False),
     sa.Column("received", _BIG, nullable=False),
@@ -85,8 +93,8 @@ changes = sa.Table(
     "changes",
     metadata,
     sa.Column("row", _BIG, primary_key=True),
-    sa.Column("node", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("node", _KEY, nullable=False),
+    sa.Column("name", _KEY, nullable=False),
     sa.Column("before", sa.Text, nullable=False),
     sa.Column("after", sa.Text, nullable=False),
     sa.Column("time", _BIG, nullable=False),

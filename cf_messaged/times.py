@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:)(\d{2})(?:\.(\d{1,9}))?Z"
 
 
+@lru_cache(256)  # an event's time is asked for when it is checked, and when it is stored
 def microseconds(text: str) -> int:
     """Of an RFC 3339 time in UTC; what is finer is cut off. Raises ValueError."""
     parts = re.fullmatch(_RFC3339, text, re.ASCII)

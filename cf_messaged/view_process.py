@@ -11,9 +11,10 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from cf_messaged import views
-from cf_messaged.store import StoreUnavailable
+from cf_messaged.codec import encode_answer
+from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.times import rfc3339
-from cf_messaging.wire import ANSWERED, LATER, REFUSED, Answer, encode_answer
+from cf_messaging.wire import ANSWERED, LATER, REFUSED, Answer
 
 # SQLite cuts a view between two of its steps; the process is killed only where one step lasts for longer than this.
 GRACE_S = 5.0
@@ -23,12 +24,12 @@ RETRY_AFTER_S = 10.0
 
 
 class Settings(NamedTuple):
-    """path: of the database. directory: of the operator's views. given: values for parameters of these names."""
+    """store: its URL. directory: of the operator's views. given: values for parameters of these names."""
 
-    path: str
+    store: str
     directory: str | None
     given: Mapping[str, Any]
-    limits: views.Limits
+    limits: Limits
 
 
 class Question(NamedTuple):
@@ -53,7 +54,7 @@ def reply(question: Question, settings: Settings) -> Reply:
     try:
         view = views.load(question.name, settings.directory)
         given = views.values(view, question.parameters, settings.given, question.now)
-        rows = views.rows(settings.path, view, given, settings.limits)
+        rows = views.rows(settings.store, view, given, settings.limits)
         answer = _answer(question, ANSWERED, view=view.name, rows=rows, time=rfc3339(question.now))
         return Reply(ANSWERED, None, encode_answer(answer))
     except StoreUnavailable as error:
@@ -71,13 +72,13 @@ def _answer(question: Question, status: str, **fields: Any) -> Answer:
     return Answer(question.id, question.store, 0, status, **fields)
 
 
-def serve(pipe: Connection, settings: Settings) -> None:
+def serve(pipe: Connection) -> None:
     """Until the listener closes its end, or is gone. Ctrl-C reaches this process too; the listener decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     try:
         while True:
-            pipe.send(reply(pipe.recv(), settings))
+            pipe.send(reply(*pipe.recv()))
     except (EOFError, OSError):
         return
 
@@ -85,27 +86,27 @@ def serve(pipe: Connection, settings: Settings) -> None:
 class ViewProcess:
     """The listener's end: one question at a time. Started with the first one, again after it was killed."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
         # Not forked: that would copy the ZeroMQ context without its threads.
         self._spawn = multiprocessing.get_context("spawn")
         self._process: multiprocessing.process.BaseProcess | None = None
         self.pipe: Connection | None = None
         self._question: Question | None = None
+        self._seconds = 0.0
         self._deadline = 0.0
 
     @property
     def busy(self) -> bool:
         return self._question is not None
 
-    def ask(self, question: Question) -> Reply | None:
+    def ask(self, question: Question, settings: Settings) -> Reply | None:
         """A reply only if the process cannot be asked."""
-        self._question = question
+        self._question, self._seconds = question, settings.limits.seconds
         try:
             if self.pipe is None:
                 self._start()
-            self._deadline = time.monotonic() + self._settings.limits.seconds + GRACE_S
-            self._pipe().send(question)
+            self._deadline = time.monotonic() + self._seconds + GRACE_S
+            self._pipe().send((question, settings))
         except OSError as error:
             return self._ended(LATER, f"the process that runs views cannot be asked: {error}")
         return None
@@ -123,10 +124,8 @@ class ViewProcess:
         """Kills the process if it did not cut the view itself."""
         if self._question is None or time.monotonic() < self._deadline:
             return None
-        limit = self._settings.limits.seconds
-        return self._ended(
-            REFUSED, f"view '{self._question.name}' took longer than {limit:g} s: its process was killed"
-        )
+        reason = f"view '{self._question.name}' took longer than {self._seconds:g} s: its process was killed"
+        return self._ended(REFUSED, reason)
 
     def close(self) -> None:
         if self.pipe is not None:
@@ -143,7 +142,7 @@ class ViewProcess:
 
     def _start(self) -> None:
         self.pipe, theirs = self._spawn.Pipe()
-        self._process = self._spawn.Process(target=serve, args=(theirs, self._settings), daemon=True)
+        self._process = self._spawn.Process(target=serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 

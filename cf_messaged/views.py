@@ -11,23 +11,19 @@ from __future__ import annotations
 import json
 import math
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
+from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.parameters import TYPES
-from cf_messaged.store import StoreUnavailable, in_words, reading
 from cf_messaged.times import rfc3339
-from cf_messaging.wire import MAX_ANSWER_BYTES
 
 BUILT_IN = Path(__file__).parent / "sql"
-# A view's rows are a part of its answer; the rest, its name among it, is far smaller than this.
-MAX_ROWS_BYTES = MAX_ANSWER_BYTES - 65536
-# How many steps of SQLite go by between two looks at the clock: some 100 microseconds.
-_STEPS = 10_000
 
 Row = dict[str, Any]
 
@@ -54,12 +50,6 @@ class View(NamedTuple):
     parameters: dict[str, Parameter]
     columns: dict[str, str]
     sql: str
-
-
-class Limits(NamedTuple):
-    seconds: float = 10
-    rows: int = 10_000
-    bytes: int = MAX_ROWS_BYTES
 
 
 # ---- files
@@ -174,16 +164,17 @@ def _value(view: View, name: str, value: Any) -> Any:
 # ---- rows
 
 
-def rows(path: str, view: View, given: Mapping[str, Any], limits: Limits) -> list[Row]:
-    """Raises Refused, which says what was over its limit; StoreUnavailable."""
-    deadline = time.monotonic() + limits.seconds
+def rows(url: str, view: View, given: Mapping[str, Any], limits: Limits) -> list[Row]:
+    """url: of the store. Raises Refused, which says what was over its limit; StoreUnavailable."""
+    kept = database(url)
     try:
-        with reading(path) as connection:
-            connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ANSWER_BYTES)  # one value cannot use up the memory
-            return _fetched(connection.execute(counting(view, given), given), view, limits)
-    except (sqlite3.Error, sqlite3.Warning, OSError) as error:
-        raise _failure(error, path, view, limits) from None
+        with kept.reading(limits) as connection:
+            return _fetched(kept.ask(connection, counting(view, given), given), view, limits)
+    except kept.errors as error:
+        wrong = kept.in_words_of_views(error, limits)
+        if wrong:
+            raise Refused(f"view '{view.name}' {wrong}") from None
+        raise StoreUnavailable(f"{kept.name}: {kept.in_words(error)}") from None
 
 
 def counting(view: View, given: Mapping[str, Any]) -> str:
@@ -196,14 +187,14 @@ def counting(view: View, given: Mapping[str, Any]) -> str:
     return "\n".join(line for line in view.sql.splitlines() if counts(line))
 
 
-def _fetched(cursor: sqlite3.Cursor, view: View, limits: Limits) -> list[Row]:
+def _fetched(cursor: Any, view: View, limits: Limits) -> list[Row]:
     if cursor.description is None:
         raise Refused(f"view '{view.name}' selects nothing")
     columns = [column[0] for column in cursor.description]
     if len(set(columns)) < len(columns):
         raise Refused(f"view '{view.name}' has two columns of one name")
     fetched: list[Row] = []
-    size = 0
+    size, deadline = 0, time.monotonic() + limits.seconds
     for row in cursor:
         if len(fetched) == limits.rows:
             raise Refused(f"view '{view.name}' has more than {limits.rows} rows: ask for less")
@@ -213,6 +204,8 @@ def _fetched(cursor: sqlite3.Cursor, view: View, limits: Limits) -> list[Row]:
         )
         if size > limits.bytes:
             raise Refused(f"view '{view.name}' has more than {limits.bytes} bytes: ask for less")
+        if time.monotonic() > deadline:
+            raise Refused(f"view '{view.name}' took longer than {limits.seconds:g} s: ask for less")
         fetched.append({column: _cell(view, column, cell) for column, cell in zip(columns, row, strict=True)})
     return fetched
 
@@ -223,22 +216,12 @@ def _cell(view: View, column: str, cell: Any) -> Any:
             return _SHOWN[view.columns[column]](cell)
         except (ValueError, TypeError, OverflowError):
             raise Refused(f"view '{view.name}': column '{column}' holds no {view.columns[column]}") from None
-    if isinstance(cell, bytes) or (isinstance(cell, float) and not math.isfinite(cell)):
+    if isinstance(cell, Decimal):  # what PostgreSQL makes of a sum of integers
+        cell = int(cell) if cell == cell.to_integral_value() else float(cell)
+    if not isinstance(cell, _JSON) or (isinstance(cell, float) and not math.isfinite(cell)):
         raise Refused(f"view '{view.name}': column '{column}' holds what JSON has no text for")
     return cell
 
 
+_JSON = (str, int, float, NoneType)
 _SHOWN: dict[str, Callable[[Any], Any]] = {"time": rfc3339, "json": json.loads, "boolean": bool}
-
-
-def _failure(error: Exception, path: str, view: View, limits: Limits) -> Exception:
-    name = getattr(error, "sqlite_errorname", None)
-    if name == "SQLITE_INTERRUPT":
-        return Refused(f"view '{view.name}' took longer than {limits.seconds:g} s: ask for less")
-    if name == "SQLITE_TOOBIG":
-        return Refused(f"view '{view.name}' has a value of more than {MAX_ANSWER_BYTES} bytes")
-    if name in ("SQLITE_ERROR", "SQLITE_READONLY", "SQLITE_AUTH") or isinstance(
-        error, sqlite3.ProgrammingError | Warning
-    ):
-        return Refused(f"view '{view.name}': {' '.join(str(error).split())}")
-    return StoreUnavailable(f"{path}: {in_words(error)}")

@@ -230,7 +230,7 @@ def _decoded(frame: bytes, what: str, limit: int) -> dict[str, Any]:
         text = frame.decode("utf-8")
         if _is_too_deep(text):
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
-        fields = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        fields = json.loads(text, parse_float=_finite, parse_constant=_finite)
         if "\\u" in text:  # an escape may be half a surrogate pair
             canonical(fields).encode("utf-8")
     except UnicodeError:
@@ -251,13 +251,6 @@ def _is_too_deep(text: str) -> bool:
         if depth > MAX_DEPTH:
             return True
     return False
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key appears twice in an object")
-    return fields
 
 
 def _finite(literal: str) -> float:

@@ -203,7 +203,8 @@ def listening(store: str, stage: Stage) -> Iterator[None]:
     log = stage.folder / "cf-messaged.log"
     endpoint = f"{stage.hub}:5309"
     print(f"$ cf-messaged run --request {endpoint}\n", flush=True)
-    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint]
+    others = [f"--{role}={stage.hub}:*" for role in ("push", "publish", "subscribe")]
+    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint, *others]
     with (
         log.open("w") as file,
         subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=file) as daemon,

@@ -24,6 +24,14 @@ STREAM = "0123456789abcdef" * 2
 OTHER_STREAM = "fedcba9876543210" * 2
 TIME = "2026-11-24T12:00:00Z"
 COMMAND = [sys.executable, "-m", "cf_messaged"]
+ROLES = ("request", "push", "publish", "subscribe")
+# The table with the ids of events, whose streams are numbers in it.
+HISTORY = (
+    "(SELECT stream || '-' || printf('%012d', sequence) AS id, history.*"
+    " FROM history JOIN streams ON streams.id = stream_id)"
+)
+# Any port that is free.
+ANYWHERE = [option for role in ROLES for option in (f"--{role}", "tcp://127.0.0.1:*")]
 
 
 def event(
@@ -47,7 +55,7 @@ class Listener:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.store = folder / "store.db"
-        command = [*COMMAND, "run", "--store", f"sqlite:///{self.store}", "--request", "tcp://127.0.0.1:*", *options]
+        command = [*COMMAND, "run", "--store", f"sqlite:///{self.store}", *ANYWHERE, *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -57,8 +65,9 @@ class Listener:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.wait_for("listens on ")
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        self.endpoint = line.removeprefix("request ").strip()
+        told = os.read(self.process.stdout.fileno(), 4096).decode() if self.process.stdout else ""
+        self.endpoints = dict(line.split() for line in told.splitlines())  # by role
+        self.endpoint = self.endpoints["request"]
 
     def wait_for(self, wanted: str, timeout_s: float = 60) -> str:
         """Returns the first line that the regular expression is found in, once it was written."""

@@ -76,7 +76,7 @@ def test_status(url: str, tmp_path: Path) -> None:
     told = dict(
         line.split(maxsplit=1) for line in ok("status", "--store", url).replace("last event", "last").splitlines()
     )
-    assert (told["path"], told["nodes"], told["events"]) == (f"{tmp_path}/store.db", "1", "2")
+    assert (told["store"], told["nodes"], told["events"]) == (f"{tmp_path}/store.db", "1", "2")
     assert len(told["id"]) == 32 and told["size"].endswith(" bytes") and told["last"].endswith(" s ago")
 
 
@@ -123,7 +123,7 @@ def test_check_config(tmp_path: Path) -> None:
         (["status", "--store", "sqlite:////none/store.db"], "does not exist"),
         (["forget", "web1", "--store", "sqlite:////none/store.db"], "does not exist"),
         (["run", "--store", "sqlite:////none/store.db"], "does not exist"),
-        (["run", "--store", "postgresql://u:secret@h/d"], "postgresql://u:***@h/d cannot be used"),
+        (["run", "--store", "mysql://u:secret@h/d"], "mysql://u:***@h/d cannot be used"),
         (["run", "--request", "tcp://0.0.0.0:5309"], "allowed is a loopback address or ipc://"),
         (["run", "--config", "/none.toml"], "/none.toml: No such file or directory"),
         (["run", "--store", "sqlite:////dev/null"], "/dev/null: "),
@@ -158,7 +158,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         line = failed("run", "--store", f"sqlite:///{tmp_path}/s.db", "--request", endpoint)
-    assert f"cannot listen on {endpoint}: Address already in use" in line
+    assert f"cannot listen on {endpoint} for request: Address already in use" in line
 
 
 def test_a_view_that_is_broken_stops_the_start(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import zmq
 import listener
 from agent import MODULE_PYTHON
 from cf_messaging.wire import STORED
-from listener import COMMAND, ROOT, Node, event
+from listener import COMMAND, HISTORY, ROOT, Node, event
 from peers import Socket, scaled
 from test_cfengine import HEADER, TERMINATE, evaluate, read_answers
 from test_information import sql
@@ -163,14 +163,15 @@ def without_syncs(trace: list[str]) -> list[str]:
 
 # ---- the listener
 
-EVENTS = [event(sequence) for sequence in range(1, 301)]
+# Each says its own id, which is numbers in the log, in its data too.
+EVENTS = [event(sequence, data=event(sequence).id) for sequence in range(1, 301)]
 UNSAFE_LISTENER = """
-from cf_messaged import cli, store
-prepare = store._prepare
+from cf_messaged import cli, sqlite
+prepare = sqlite._prepare
 def unsafe(connection, record):
     prepare(connection, record)
     connection.execute("PRAGMA synchronous = OFF")
-store._prepare = unsafe
+sqlite._prepare = unsafe
 cli.main()
 """
 
@@ -238,7 +239,7 @@ def saying(endpoint: str, folder: Path, command: list[str]) -> list[str]:
 
 
 def ids(store: Path) -> set[str]:
-    return {id for (id,) in sql(store, "SELECT id FROM history")}
+    return {id for (id,) in sql(store, f"SELECT id FROM {HISTORY}")}
 
 
 def test_said_when_synced(start: Start, tmp_path: Path, strace: list[str]) -> None:  # noqa: F811

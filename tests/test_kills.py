@@ -26,7 +26,7 @@ from agent import MODULE_PYTHON
 from cf_messaging.memory import Memory
 from cf_messaging.wire import DUPLICATE, LATER, STORED, event_id
 from demo import any_loopback
-from listener import COMMAND, ROOT
+from listener import ANYWHERE, COMMAND, HISTORY, ROOT
 from peers import scaled
 from test_cfengine import HEADER, TERMINATE, Answer, Child, evaluate, read_answers
 from test_information import sql
@@ -115,7 +115,7 @@ def killed_while_it_serves(start: Start, endpoint: str) -> float:  # noqa: F811
 
 
 def killed_while_it_starts(folder: Path, endpoint: str, start_s: float) -> None:
-    command = [*COMMAND, "run", "--store", f"sqlite:///{folder}/store.db", "--request", endpoint]
+    command = [*COMMAND, "run", "--store", f"sqlite:///{folder}/store.db", *ANYWHERE, "--request", endpoint]
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd=ROOT) as process:
         sleep(random.uniform(0, start_s))
@@ -148,7 +148,7 @@ def check_all_said(producers: list[Said], store: Path) -> None:
     }
     acknowledged = answered[STORED].keys() | answered[DUPLICATE].keys()
     said = {row for one in producers for row in one.rows(range(1, one.said + 1))}
-    there = Counter(Row(*row) for row in sql(store, "SELECT id, node, name, data FROM history WHERE kind = 'state'"))
+    there = Counter(Row(*row) for row in sql(store, f"SELECT id, node, name, data FROM {HISTORY} WHERE kind = 'state'"))
     for row in said:
         statuses = [f"answered {status}" for status in answered if row in answered[status]]
         acknowledgements = ["acknowledged"] if row in acknowledged else []
@@ -289,7 +289,7 @@ def check_all_held(held: list[Held], store: Path) -> None:
     """Each sample is in the history once; of each fact the newest value is the latest; nothing else took effect."""
     seen = {id for (id,) in sql(store, IDS)}
     newest = {each.name: each for each in held}
-    there = Counter(Held(*row) for row in sql(store, "SELECT id, kind, name, data FROM history"))
+    there = Counter(Held(*row) for row in sql(store, f"SELECT id, kind, name, data FROM {HISTORY}"))
     for each in held:
         replaced = each.kind == "static" and each.id not in seen and newest[each.name] != each
         number = there[each] if each.kind == "state" else int(each.id in seen)

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cf_messaged import views
+from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.parameters import TYPES
-from cf_messaged.store import Store, StoreUnavailable, reading
+from cf_messaged.store import Store
 from listener import OTHER_STREAM, TIME, event
 
 SECOND = 1_000_000
 NOW = 1_800_000_000 * SECOND
 DAY = 86400 * SECOND
-DEFAULT = views.Limits()
+DEFAULT = Limits()
 TOLD = "2026-11-24T12:00:00.000000Z"
 
 
@@ -49,11 +50,9 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
-def ask(
-    store: Store, name: str, own: Path | None = None, limits: views.Limits = DEFAULT, /, **asked: Any
-) -> list[views.Row]:
+def ask(store: Store, name: str, own: Path | None = None, limits: Limits = DEFAULT, /, **asked: Any) -> list[views.Row]:
     view = views.load(name, str(own) if own else None)
-    return views.rows(store.path, view, views.values(view, asked, {}, NOW), limits)
+    return views.rows(f"sqlite:///{store.name}", view, views.values(view, asked, {}, NOW), limits)
 
 
 def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
@@ -269,22 +268,22 @@ def test_a_view_is_cut_by_time(store: Store, own: Path) -> None:
     """A view that would run for ever is cut, and the reason says so."""
     (own / "slow.sql").write_text(ENDLESS + "SELECT max(i) AS i FROM n")
     with pytest.raises(views.Refused, match=r"took longer than 0.1 s"):
-        ask(store, "slow", own, views.Limits(seconds=0.1))
+        ask(store, "slow", own, Limits(seconds=0.1))
 
 
 def test_a_view_is_cut_by_rows_and_bytes(store: Store, own: Path) -> None:
     """Limits are refused, never a part of the rows; exactly as many as allowed are answered."""
     (own / "long.sql").write_text("-- :n int = 10\n" + ENDLESS + "SELECT i, 'abcdefghij' AS text FROM n LIMIT :n")
-    assert len(ask(store, "long", own, views.Limits(rows=10))) == 10
+    assert len(ask(store, "long", own, Limits(rows=10))) == 10
     with pytest.raises(views.Refused, match="more than 10 rows"):
-        ask(store, "long", own, views.Limits(rows=10), n=11)
+        ask(store, "long", own, Limits(rows=10), n=11)
     with pytest.raises(views.Refused, match="more than 100 bytes"):
-        ask(store, "long", own, views.Limits(bytes=100))
+        ask(store, "long", own, Limits(bytes=100))
 
 
 def test_the_connection_cannot_write(store: Store) -> None:
     """Neither by its mode nor by a pragma."""
-    with reading(store.path) as connection:
+    with database(f"sqlite:///{store.name}").reading(Limits()) as connection:
         assert connection.execute("PRAGMA query_only").fetchone() == (1,)
         connection.execute("PRAGMA query_only = OFF")
         with pytest.raises(Exception, match="readonly"):
@@ -294,7 +293,7 @@ def test_the_connection_cannot_write(store: Store) -> None:
 def test_no_database(tmp_path: Path) -> None:
     """It is said, and none is made."""
     with pytest.raises(StoreUnavailable, match="does not exist"):
-        views.rows(str(tmp_path / "none.db"), views.load("nodes", None), {"alive_within": 1, "now": 1}, views.Limits())
+        views.rows(f"sqlite:///{tmp_path}/none.db", views.load("nodes", None), {"alive_within": 1, "now": 1}, Limits())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -318,6 +317,6 @@ def test_views_use_indexes(store: Store, own: Path, view: str, asked: dict[str, 
     """Of millions of rows only those are read that are shown."""
     found = views.load(view, None)
     given = views.values(found, asked, {}, NOW)
-    with reading(store.path) as connection:
+    with database(f"sqlite:///{store.name}").reading(Limits()) as connection:
         steps = connection.execute("EXPLAIN QUERY PLAN " + views.counting(found, given), given).fetchall()
     assert plan in json.dumps(steps)

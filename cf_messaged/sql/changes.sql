@@ -12,5 +12,5 @@ WHERE 1 = 1
 AND node = :node -- if :node
 AND name = :name -- if :name
 AND received >= :since -- if :since
-ORDER BY received DESC, row DESC
+ORDER BY received DESC, "row" DESC
 LIMIT :limit

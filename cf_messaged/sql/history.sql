@@ -7,12 +7,13 @@
 -- column data json
 -- column time time
 -- column received time
-SELECT id, node, kind, name, data, time, received
-FROM history
+SELECT stream || '-' || substr(CAST(1000000000000 + sequence AS TEXT), 2) AS id,
+       history.node, kind, name, data, time, received
+FROM history JOIN streams ON streams.id = stream_id
 WHERE 1 = 1
-AND node = :node -- if :node
+AND history.node = :node -- if :node
 AND kind = :kind -- if :kind
 AND name = :name -- if :name
 AND received >= :since -- if :since
-ORDER BY received DESC, row DESC
+ORDER BY received DESC, "row" DESC
 LIMIT :limit

@@ -7,10 +7,12 @@ import secrets
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "1"
 down_revision = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+# Compared byte by byte in both, whatever the language of a server.
+_KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -18,14 +20,18 @@ def upgrade() -> None:
     op.bulk_insert(identity, [{"store": secrets.token_hex(16)}])
     _make_nodes()
     _make_latest()
-    _make_history()
+    if op.get_bind().dialect.name == "postgresql":
+        _partition_history()
+    else:
+        _make_history()
+    _index_history()
     _make_changes()
 
 
 def _make_nodes() -> None:
     op.create_table(
         "nodes",
-        sa.Column("node", sa.Text, primary_key=True),
+        sa.Column("node", _KEY, primary_key=True),
         sa.Column("first_seen", _BIG, nullable=False),
         sa.Column("last_seen", _BIG, nullable=False),
         sa.Column("events", _BIG, nullable=False),
@@ -33,8 +39,8 @@ def _make_nodes() -> None:
     op.create_table(
         "streams",
         sa.Column("id", _BIG, primary_key=True),
-        sa.Column("node", sa.Text, nullable=False),
-        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("node", _KEY, nullable=False),
+        sa.Column("stream", _KEY, nullable=False),
         sa.Column("have", _BIG, nullable=False),
         sa.UniqueConstraint("stream", "node"),
     )
@@ -51,9 +57,9 @@ def _make_nodes() -> None:
 def _make_latest() -> None:
     op.create_table(
         "latest",
-        sa.Column("kind", sa.Text, primary_key=True),
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("node", sa.Text, primary_key=True),
+        sa.Column("kind", _KEY, primary_key=True),
+        sa.Column("name", _KEY, primary_key=True),
+        sa.Column("node", _KEY, primary_key=True),
         sa.Column("data", sa.Text, nullable=False),
         sa.Column("time", _BIG, nullable=False),
         sa.Column("received", _BIG, nullable=False),
@@ -62,15 +68,19 @@ def _make_latest() -> None:
         sa.Column("handle", sa.Text),
         sa.Column("stream_id", _BIG, nullable=False),
         sa.Column("sequence", _BIG, nullable=False),
+        sa.Column("batch", _BIG, nullable=False),
     )
     op.create_index("latest_of_node", "latest", ["node"])
+    if op.get_bind().dialect.name == "postgresql":
+        op.create_index("latest_of_batch", "latest", ["batch"])
 
 
 def _make_history() -> None:
     op.create_table(
         "history",
         sa.Column("row", _BIG, primary_key=True),
-        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("stream_id", _BIG, nullable=False),
+        sa.Column("sequence", _BIG, nullable=False),
         sa.Column("node", sa.Text, nullable=False),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("name", sa.Text, nullable=False),
@@ -78,6 +88,33 @@ def _make_history() -> None:
         sa.Column("time", _BIG, nullable=False),
         sa.Column("received", _BIG, nullable=False),
     )
+
+
+def _partition_history() -> None:
+    """By kind, which are kept for different times, then by when it was received: what is old is dropped whole."""
+    op.execute(
+        """
+        CREATE SEQUENCE history_row;
+        CREATE TABLE history (
+            "row" bigint NOT NULL DEFAULT nextval('history_row'),
+            stream_id bigint NOT NULL,
+            sequence bigint NOT NULL,
+            node text COLLATE "C" NOT NULL,
+            kind text COLLATE "C" NOT NULL,
+            name text COLLATE "C" NOT NULL,
+            data text NOT NULL,
+            time bigint NOT NULL,
+            received bigint NOT NULL
+        ) PARTITION BY LIST (kind);
+        CREATE TABLE history_state PARTITION OF history FOR VALUES IN ('state') PARTITION BY RANGE (received);
+        CREATE TABLE history_state_rest PARTITION OF history_state DEFAULT;
+        CREATE TABLE history_dynamic PARTITION OF history FOR VALUES IN ('dynamic') PARTITION BY RANGE (received);
+        CREATE TABLE history_dynamic_rest PARTITION OF history_dynamic DEFAULT;
+        """
+    )
+
+
+def _index_history() -> None:
     op.create_index("history_received", "history", ["received"])
     op.create_index("history_of_kind", "history", ["kind", "received"])
     op.create_index("history_of_name", "history", ["name", "received"])
@@ -88,8 +125,8 @@ def _make_changes() -> None:
     op.create_table(
         "changes",
         sa.Column("row", _BIG, primary_key=True),
-        sa.Column("node", sa.Text, nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("node", _KEY, nullable=False),
+        sa.Column("name", _KEY, nullable=False),
         sa.Column("before", sa.Text, nullable=False),
         sa.Column("after", sa.Text, nullable=False),
         sa.Column("time", _BIG, nullable=False),

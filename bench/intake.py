@@ -1,0 +1,272 @@
+"""Measures durable, acknowledged events of a cf-messaged beside a bare loop that does the same. See bench/intake.
+
+Both keep them in SQLite on one file system, and are loaded by the same producers, in turn; what counts is the median of
+the ratios, pair by pair. Exit status 0 only if these are what is wanted, and all that was acknowledged is in the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import zmq
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path += [str(ROOT), str(ROOT / "tests")]
+from cf_messaging.wire import encode_event, event_id  # noqa: E402 - from the folders just added
+from listener import Listener, event  # noqa: E402
+
+FLOOR = ROOT / "bench/floors/intake_floor.py"
+EVENT_BYTES = 256
+WARM_UP_S = 1.0
+PATIENCE_MS = 30_000
+STORED = b'"status":"stored"'
+
+Socket = zmq.Socket[bytes]
+
+
+class Load(NamedTuple):
+    """in_flight: of each producer. wanted, aim: of the floor's events a second; an aim is told, and decides nothing."""
+
+    producers: int
+    in_flight: int
+    wanted: float
+    aim: str = ""
+
+
+LOADS = (Load(50, 100, wanted=0.25, aim="0.40"), Load(1, 1, wanted=0.7))
+
+
+class Listening(NamedTuple):
+    """kept: counts the events in the store."""
+
+    endpoint: str
+    kept: Callable[[], int]
+
+
+class Produced(NamedTuple):
+    """acknowledged: in all, also before and after what was measured."""
+
+    a_second: float
+    acknowledged: int
+
+
+class Measured(NamedTuple):
+    """lost: acknowledged, but not in the store."""
+
+    a_second: float
+    acknowledged: int
+    lost: int
+
+
+class Settings(NamedTuple):
+    seconds: float
+    pairs: int
+    folder: Path
+
+
+Side = Callable[[Path], AbstractContextManager[Listening]]
+Pair = tuple[Measured, Measured]  # of the candidate, and of the floor
+
+
+def main() -> None:
+    settings = read_arguments()
+    tell_machine(settings)
+    # Spawned, as the threads of a parent do not survive a fork.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        held = [compare(child, load, settings) for load in LOADS]
+    if not all(held):
+        sys.exit("Fewer events than wanted, or not all that were acknowledged are in the store.")
+
+
+def read_arguments() -> Settings:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=5, help=f"of a run, after {WARM_UP_S:g} s that do not count")
+    parser.add_argument("--pairs", type=int, default=5, help="how often candidate and floor take turns")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where both have their stores")
+    return Settings(**vars(parser.parse_args()))
+
+
+# ---- the two that are compared
+
+
+@contextmanager
+def candidate(folder: Path) -> Iterator[Listening]:
+    listener = Listener(folder)
+    try:
+        yield Listening(listener.endpoint, lambda: sum(row["events"] for row in listener.view("nodes")))
+    finally:
+        listener.end()
+
+
+@contextmanager
+def floor(folder: Path) -> Iterator[Listening]:
+    store = folder / "floor.db"
+    command = [sys.executable, str(FLOOR), str(store)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield Listening(process.stdout.readline().strip(), lambda: rows_of(store))
+        finally:
+            process.communicate()
+
+
+def rows_of(store: Path) -> int:
+    connection = sqlite3.connect(store)
+    try:
+        return int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
+    finally:
+        connection.close()
+
+
+# ---- the producers, in a process of their own
+
+
+class Producer:
+    """A node that says events of one stream. It does the least for each: the listener needs the cores."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, number: int) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.connect(endpoint)
+        self._before, self._after = around_the_sequence(number)
+        self._said = 0
+
+    def say(self, count: int) -> None:
+        send, before, after = self.socket.send, self._before, self._after
+        for said in range(self._said + 1, self._said + count + 1):
+            sequence = b"%012d" % said
+            send(sequence, zmq.SNDMORE)  # any number will do, as nothing is matched
+            send(b"", zmq.SNDMORE)
+            send(before + sequence + after)
+        self._said += count
+
+    def hear(self) -> int:
+        """Takes the acknowledgements that are there; returns how many."""
+        receive, heard = self.socket.recv, 0
+        try:
+            while True:
+                receive(zmq.DONTWAIT)  # the number; its message is there as a whole
+                receive()
+                answer = receive()
+                if STORED not in answer:
+                    sys.exit(f"an event was answered {answer!r:.300}")
+                heard += 1
+        except zmq.Again:
+            return heard
+
+
+def around_the_sequence(number: int) -> tuple[bytes, bytes]:
+    """What comes before and after the sequence in each event of this producer."""
+    none, stream = event_id("", 0).encode(), uuid.uuid4().hex
+    spare = EVENT_BYTES - len(encode_event(event(0, data="", node=f"web{number}", stream=stream)))
+    frame = encode_event(event(0, data=spare * "x", node=f"web{number}", stream=stream))
+    assert len(frame) == EVENT_BYTES
+    before, separator, after = frame.partition(none)
+    return before + separator[:1], after
+
+
+class Producers:
+    """Each keeps as many events in flight as it may."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, load: Load) -> None:
+        made = [Producer(context, endpoint, number) for number in range(load.producers)]
+        self._of = {producer.socket: producer for producer in made}
+        self._poller = zmq.Poller()
+        for producer in made:
+            self._poller.register(producer.socket, zmq.POLLIN)
+            producer.say(load.in_flight)
+        self._in_flight = load.producers * load.in_flight
+
+    def produce(self, seconds: float) -> int:
+        """Returns how many were acknowledged."""
+        acknowledged, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            for producer in self._answered():
+                heard = producer.hear()
+                producer.say(heard)
+                acknowledged += heard
+        return acknowledged
+
+    def finish(self) -> int:
+        """Says nothing more; returns how many of those in flight were acknowledged: all."""
+        left = self._in_flight
+        while left:
+            left -= sum(producer.hear() for producer in self._answered())
+        return self._in_flight
+
+    def _answered(self) -> list[Producer]:
+        ready = self._poller.poll(PATIENCE_MS)
+        if not ready:
+            sys.exit(f"no answer for {PATIENCE_MS} ms")
+        return [self._of[socket] for socket, _ in ready]
+
+
+def produce(endpoint: str, load: Load, seconds: float) -> Produced:
+    context: zmq.Context[Socket] = zmq.Context()
+    try:
+        producers = Producers(context, endpoint, load)
+        before, began = producers.produce(WARM_UP_S), time.monotonic()
+        counted = producers.produce(seconds)
+        took = time.monotonic() - began
+        return Produced(counted / took, before + counted + producers.finish())
+    finally:
+        context.destroy(linger=0)
+
+
+# ---- to compare
+
+
+def compare(child: Executor, load: Load, settings: Settings) -> bool:
+    """Prints a row; whether it is as wanted."""
+    pairs = [measure_pair(child, load, settings) for _ in range(settings.pairs)]
+    ratio = median(ours.a_second / theirs.a_second for ours, theirs in pairs)
+    tell(load, pairs, ratio)
+    return ratio >= load.wanted and not any(one.lost for pair in pairs for one in pair)
+
+
+def measure_pair(child: Executor, load: Load, settings: Settings) -> Pair:
+    return measure(candidate, child, load, settings), measure(floor, child, load, settings)
+
+
+def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Measured:
+    with (
+        tempfile.TemporaryDirectory(prefix="messages-bench-", dir=settings.folder) as folder,
+        side(Path(folder)) as listening,
+    ):
+        produced = child.submit(produce, listening.endpoint, load, settings.seconds).result()
+        return Measured(*produced, lost=max(0, produced.acknowledged - listening.kept()))
+
+
+def tell_machine(settings: Settings) -> None:
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    print(f"{os.uname().release}, {os.cpu_count()} cores, load {load}; stores in {settings.folder}")
+    print(f"{EVENT_BYTES} bytes an event, {settings.pairs} pairs of {settings.seconds:g} s each, medians")
+    print("| producers x in flight | cf-messaged, events/s | floor, events/s | of the floor | wanted | aim | lost |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+
+
+def tell(load: Load, pairs: list[Pair], ratio: float) -> None:
+    ours, theirs = (f"{median(one.a_second for one in side):,.0f}" for side in zip(*pairs))
+    lost, acknowledged = (sum(column) for column in zip(*((one.lost, one.acknowledged) for one, _ in pairs)))
+    print(
+        f"| {load.producers} x {load.in_flight} | {ours} | {theirs} | {ratio:.2f} | {load.wanted:.2f} | {load.aim} "
+        f"| {lost} of {acknowledged:,} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

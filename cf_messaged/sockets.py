@@ -1,0 +1,137 @@
+"""The sockets of the listener: what each of them is bound to, and what bounds it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from threading import Thread
+from typing import NamedTuple
+
+import zmq
+
+from cf_messaged.config import OFF, Config
+from cf_messaging.wire import MAX_EVENT_BYTES, MAX_TOPIC_BYTES
+
+Socket = zmq.Socket[bytes]
+Frames = list[bytes]
+
+# Twice what is allowed, so that a node that says too much is told so; one that says more is cut off.
+MAX_FRAME_BYTES = 2 * MAX_EVENT_BYTES
+# Messages of each peer that wait here; the rest waits at the peer.
+RECEIVE_HIGH_WATER_MARK = 64
+# Messages to each peer: answers to all that it can have in flight at once, or a node that reads would lose some.
+SEND_HIGH_WATER_MARK = 2048
+# Connections that wait to be accepted: after a power cut all nodes come at once. The kernel's somaxconn caps it.
+BACKLOG = 4096
+# Somebody who connects and says nothing is let go of, as he holds a descriptor.
+HANDSHAKE_MS = 5_000
+# A node that lost its power holds one too, until three heartbeats are missed.
+HEARTBEAT_MS = 20_000
+# Descriptors beside those of connections: the store, the processes of views, libzmq's own, scrapes.
+RESERVE = 128
+# Answers that are on their way at the end.
+LINGER_MS = 1_000
+
+
+class CannotListen(Exception):
+    """One line: which endpoint, and why."""
+
+
+class Role(NamedTuple):
+    """setting: of the configuration, where it is bound. before: frames before the event, where nobody is answered;
+    None where an envelope comes before, or no event.
+    """
+
+    setting: str
+    type: int
+    before: int | None
+
+
+REQUEST = Role("request", zmq.ROUTER, None)
+PUSH = Role("push", zmq.PULL, 0)
+PUBLISH = Role("publish", zmq.SUB, 1)
+SUBSCRIBE = Role("subscribe", zmq.XPUB, None)
+PAIR = Role("pair", zmq.PAIR, 0)
+ROLES = (REQUEST, PUSH, PUBLISH, SUBSCRIBE, PAIR)
+
+
+class Sockets:
+    """Those that are not off, bound."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises CannotListen."""
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._sockets: dict[Role, Socket] = {}
+        try:
+            for role in ROLES:
+                endpoint = getattr(config, role.setting)
+                if endpoint != OFF:
+                    self._sockets[role] = self._bound(role, endpoint)
+        except CannotListen:
+            self.close()
+            raise
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """By setting, as they are bound: a wildcard port is resolved."""
+        return {role.setting: each.getsockopt_string(zmq.LAST_ENDPOINT) for role, each in self._sockets.items()}
+
+    def get(self, role: Role) -> Socket | None:
+        return self._sockets.get(role)
+
+    def __iter__(self) -> Iterator[tuple[Role, Socket]]:
+        return iter(self._sockets.items())
+
+    def close(self) -> None:
+        """In a thread, as libzmq may wait for ever for a socket whose connection ended half-way through a message."""
+        ending = Thread(target=self._context.destroy, kwargs={"linger": LINGER_MS}, daemon=True)
+        ending.start()
+        ending.join(2 * LINGER_MS / 1000)
+
+    def _bound(self, role: Role, endpoint: str) -> Socket:
+        socket = self._context.socket(role.type)
+        _bound_in_size(socket)
+        # With a domain, libzmq refuses peers of before ZMTP 3, some of whose words make it abort the process.
+        socket.zap_domain = b"cf-messaged"
+        # Serves both; not for an IPv4 address, which would be shown as [::ffff:127.0.0.1].
+        socket.setsockopt(zmq.IPV6, int(endpoint.startswith(("tcp://[", "tcp://*"))))
+        _of_its_type(socket, role)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            reason = zmq.strerror(error.errno or 0)
+            raise CannotListen(f"cannot listen on {endpoint} for {role.setting}: {reason}") from None
+        return socket
+
+
+def _bound_in_size(socket: Socket) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+
+
+def _of_its_type(socket: Socket, role: Role) -> None:
+    if role is REQUEST:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that cannot be sent is an error, so it can be counted
+    elif role is PUBLISH:
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+    elif role is SUBSCRIBE:
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # who comes late is heard, also for what others subscribe to
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES + 64)  # nothing but subscriptions comes here
+
+
+def raise_limits(connections: int) -> None:
+    """Each node is a descriptor, and a listener that has none left spins at a full core. Raises CannotListen."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = connections + RESERVE
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise CannotListen(
+            f"{connections} connections need {need} open files, and {hard} are allowed: raise the limit"
+            f" (LimitNOFILE={need} in the unit of systemd), or set connections to {max(0, hard - RESERVE)}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

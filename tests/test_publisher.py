@@ -1,0 +1,499 @@
+"""The publisher: who wants what, and what is said again for those who came late; and XPUB, that it is as assumed."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zmtp
+from cf_messaged import publisher as module
+from cf_messaged.publisher import INTERVAL_S, Bounds, Key, Publisher, Resend, Value, bounds, topic_of
+from cf_messaging.wire import KINDS, MAX_TOPIC_BYTES
+from peers import Socket, scaled
+
+NAMES = ["a", "a/", "a/b", "a-b", "a/b/n", "/", "//", "/a", "b", "é", "ê", "éa/日本", "𝄞/x", "\ud7ff", "\U0010ffff"]
+NODES = ["n", "n1", "b", "a.b:1"]
+OVERSIZED = b"state/" + b"x" * MAX_TOPIC_BYTES
+
+
+@contextmanager
+def limits(**values: int) -> Iterator[None]:
+    """The limits of the publisher, small enough to be met."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(module, name, value)
+        yield
+
+
+def publisher(*joined: bytes) -> Publisher:
+    made = Publisher()
+    for prefix in joined:
+        made.heard(b"\1" + prefix)
+    return made
+
+
+def values(*names: str, kind: str = "state", node: str = "n") -> list[Value]:
+    return [Value(kind, name, node, b"the event") for name in sorted(names)]
+
+
+class Last:
+    """What a store has, and how it was asked. page: the most it returns at once. sloppy: others too, not only those
+    within the bounds of the prefix.
+    """
+
+    def __init__(self, kept: Sequence[Value] = (), page: int = 1000, sloppy: bool = False) -> None:
+        self.kept = {value.key: value for value in kept}
+        self.asked: list[tuple[bytes, Key | None, int]] = []
+        self._page = page
+        self._sloppy = sloppy
+
+    def __call__(self, prefix: bytes, after: Key | None, limit: int) -> list[Value]:
+        self.asked.append((prefix, after, limit))
+        there = [value for key, value in sorted(self.kept.items()) if after is None or key > after]
+        within = [value for value in there if self._sloppy or may_match(value.key, bounds(prefix))]
+        return within[: min(limit, self._page)]
+
+
+def may_match(key: Key, found: Bounds) -> bool:
+    kind, name, node = key
+    in_range = found.first <= name and (found.end is None or name < found.end)
+    return kind in found.kinds and in_range and f"{name}/{node}/".startswith(found.text)
+
+
+def drained(made: Publisher, last: module.Last, now_s: float = 0) -> list[list[Value]]:
+    """All that is resent, of each round, until nothing waits."""
+    rounds = []
+    while (wait_s := made.poll_s(now_s)) is not None:
+        now_s += wait_s
+        rounds.append(made.resend(now_s, last))
+    return rounds
+
+
+def sent(made: Publisher, last: module.Last, now_s: float = 0) -> list[Value]:
+    return [value for values in drained(made, last, now_s) for value in values]
+
+
+def prefixes_of(topic: bytes) -> st.SearchStrategy[bytes]:
+    """Cut anywhere; or with more behind it."""
+    cut = st.integers(0, len(topic)).map(lambda length: topic[:length])
+    return cut | st.tuples(cut, st.binary(max_size=3)).map(b"".join)
+
+
+keys = st.tuples(
+    st.sampled_from([*KINDS]), st.sampled_from(NAMES) | st.text("a/é𝄞", min_size=1), st.sampled_from(NODES)
+)
+topics = keys.map(lambda key: topic_of(*key))
+prefixes = topics.flatmap(prefixes_of) | st.binary(max_size=5) | st.sampled_from([b"", b"state/", OVERSIZED])
+many_values = st.lists(keys, max_size=12, unique=True).map(lambda keys: [Value(*key, b"the event") for key in keys])
+
+
+# ---- topics and bounds
+
+
+def test_a_topic_is_kind_name_and_node() -> None:
+    """In UTF-8, each ended by a slash, so that a name is not taken for a longer one."""
+    assert Value("common", "a/é", "web1", b"").topic == topic_of("common", "a/é", "web1") == b"common/a/\xc3\xa9/web1/"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        (b"", Bounds(("static", "dynamic", "state", "common"))),
+        (b"sta", Bounds(("static", "state"))),
+        (b"state", Bounds(("state",))),
+        (b"state/", Bounds(("state",))),
+        (b"state/lo", Bounds(("state",), "lo", "lo", "lp")),
+        (b"state/load/", Bounds(("state",), "load/", "load", "load0")),
+        (b"state/load/we", Bounds(("state",), "load/we", "load", "load/wf")),
+        (b"state/load/web1/", Bounds(("state",), "load/web1/", "load", "load/web10")),
+        (b"state/a/b/n/", Bounds(("state",), "a/b/n/", "a/b", "a/b/n0")),
+        (b"state/\xc3", Bounds(("state",))),
+        (b"state/a\xf0\x9d\x84", Bounds(("state",), "a", "a", "b")),
+        ("state/\ud7ff".encode(), Bounds(("state",), "\ud7ff", "\ud7ff", "\ue000")),
+        ("state/a\U0010ffff".encode(), Bounds(("state",), "a\U0010ffff", "a\U0010ffff", "b")),
+        ("state/\U0010ffff".encode(), Bounds(("state",), "\U0010ffff", "\U0010ffff", None)),
+    ],
+)
+def test_bounds_tell_where_in_the_store_to_look(prefix: bytes, found: Bounds) -> None:
+    """Kinds, what is fixed of NAME/NODE/ without a character that is cut, and where names can lie."""
+    assert bounds(prefix) == found
+
+
+GARBAGE = [
+    b"x",
+    b"/",
+    b"State/",
+    b"stat/",
+    b"states",
+    b"state/\xff",
+    b"state/\xc3a",
+    b"state/\xed\xa0\x80",
+    b"state/a\0",
+]
+
+
+@pytest.mark.parametrize("prefix", [*GARBAGE, OVERSIZED])
+def test_garbage_has_no_bounds(prefix: bytes) -> None:
+    """What no topic can begin with is not looked up, and not counted."""
+    made = publisher(prefix)
+    assert bounds(prefix).kinds == ()
+    assert made.subscriptions == 0 and made.poll_s(0) is None
+
+
+@given(keys, st.data())
+def test_bounds_leave_out_nothing_that_matches(key: Key, data: st.DataObject) -> None:
+    """Wherever its topic is cut, the value lies within the bounds."""
+    topic = topic_of(*key)
+    assert may_match(key, bounds(topic[: data.draw(st.integers(0, len(topic)))]))
+
+
+@given(prefixes)
+def test_bounds_of_anything_are_values_that_a_database_takes(prefix: bytes) -> None:
+    """UTF-8 without NUL; nothing is raised."""
+    found = bounds(prefix)
+    texts = [found.text, found.first, found.end or ""]
+    assert all(b"\0" not in text.encode() for text in texts) and (found.end is None or found.first < found.end)
+
+
+# ---- who wants what
+
+
+def test_nobody_wants_anything_at_first() -> None:
+    """No subscription, nothing due, nothing to wait for."""
+    made = Publisher()
+    assert (made.subscriptions, made.wants(b"state/load/n/"), made.poll_s(0), made.resend(0, Last())) == (
+        0,
+        False,
+        None,
+        [],
+    )
+
+
+@pytest.mark.parametrize("frame", [b"", b"\2state/", b"state/", b"\xff\1state/"])
+def test_other_frames_are_ignored(frame: bytes) -> None:
+    """A subscriber can send any message; it subscribes to nothing, and ends nothing."""
+    made = publisher(b"common/")
+    made.heard(frame)
+    made.heard(frame, left=True)
+    assert (made.subscriptions, made.wants(b"state/load/n/"), made.wants(b"common/")) == (1, False, True)
+
+
+@given(st.lists(prefixes, max_size=8), topics)
+def test_wants_is_whether_a_prefix_matches(joined: list[bytes], topic: bytes) -> None:
+    """As long as there is room to count every prefix singly, exactly then."""
+    assert publisher(*joined).wants(topic) == any(topic.startswith(prefix) for prefix in joined)
+
+
+def test_who_leaves_is_counted_out() -> None:
+    """Of two with one subscription the first that leaves takes nothing from the other."""
+    made = publisher(b"state/", b"state/", b"stat")
+    counted = []
+    for prefix in (b"state/", b"stat", b"state/"):
+        made.heard(b"\0" + prefix, left=True)
+        counted.append((made.subscriptions, made.wants(b"state/a/n/"), made.wants(b"static/a/n/")))
+    assert counted == [(2, True, True), (1, True, False), (0, False, False)]
+
+
+def test_unsubscriptions_that_a_peer_says_are_not_believed() -> None:
+    """It need not have subscribed: others lose nothing by what it says."""
+    made = publisher(b"state/")
+    made.heard(b"\0state/")
+    assert made.subscriptions == 1 and made.wants(b"state/a/n/")
+
+
+def test_too_many_prefixes_are_everything() -> None:
+    """Who subscribes beyond the limit still gets all, and the others too; when they left, nothing is wanted in vain."""
+    with limits(MAX_PREFIXES=3):
+        joined = [b"common/%d" % number for number in range(5)]
+        made = publisher(*joined, joined[0])
+        assert made.subscriptions == 6 and made.wants(b"common/4/n/") and made.wants(b"state/a/n/")
+        for prefix in joined[3:]:
+            made.heard(b"\0" + prefix, left=True)
+        assert made.subscriptions == 4 and made.wants(b"common/2/n/") and not made.wants(b"common/4/n/")
+
+
+def test_memory_is_bounded() -> None:
+    """A million prefixes take no more than those up to the limit."""
+    with limits(MAX_PREFIXES=100):
+        made, sizes = Publisher(), []
+        for number in range(2000):
+            made.heard(b"\1state/%06d" % number)
+            sizes.append(len(pickle.dumps(made)))
+    assert sizes[99] > sizes[0] + 99 * 12 and max(sizes) < sizes[99] + 100
+    assert [value.name for value in sent(made, Last(values("a", "b")))] == ["a", "b"]
+
+
+# ---- resends
+
+
+def test_the_first_does_not_wait_and_the_next_are_collected() -> None:
+    """At once after a pause; then once an interval, however many come."""
+    made, last = publisher(b"state/"), Last(values("load"))
+    assert len(made.resend(5, last)) == 1
+    for number in range(100):
+        made.heard(b"\1state/")
+        wait_s = made.poll_s(5 + number / 1001)
+        assert wait_s == pytest.approx(INTERVAL_S - number / 1001) and made.resend(5 + number / 1001, last) == []
+    assert len(made.resend(5 + INTERVAL_S, last)) == 1
+    assert made.poll_s(5 + INTERVAL_S) is None and made.resend(9, last) == []
+
+
+def test_who_leaves_or_is_there_already_is_no_reason_to_resend() -> None:
+    """Only a subscription is."""
+    made = publisher(b"state/")
+    assert len(sent(made, Last(values("load")))) == 1
+    made.heard(b"\0state/", left=True)
+    made.heard(b"\0state/")
+    assert made.poll_s(0) is None
+
+
+def test_joining_without_a_match_costs_nothing() -> None:
+    """Nothing is sent, and the store is asked once."""
+    made, last = publisher(b"state/cpu/"), Last(values("load", "cpu2"))
+    assert sent(made, last) == [] and len(last.asked) == 1
+
+
+@given(
+    st.lists(prefixes, max_size=6), many_values, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.booleans()
+)
+def test_a_resend_is_every_value_that_matches_once(
+    joined: list[bytes], kept: list[Value], page: int, chunk: int, reads: int, sloppy: bool
+) -> None:
+    """However the store pages, whatever else it returns; never more in a round than a chunk, and so many reads."""
+    last = Last(kept, page, sloppy)
+    with limits(CHUNK=chunk, MAX_READS=reads):
+        rounds = drained(publisher(*joined), last)
+    wanted = [value for value in kept if any(value.topic.startswith(prefix) for prefix in joined)]
+    assert sorted(value for values in rounds for value in values) == sorted(wanted)
+    assert all(len(values) <= chunk for values in rounds)
+    assert all(1 <= limit <= chunk for _, _, limit in last.asked) and len(last.asked) <= reads * len(rounds)
+
+
+def test_a_round_reads_only_so_much() -> None:
+    """Of values that are large, of values that do not match, and of prefixes that match nothing."""
+    large = [value._replace(frame=bytes(600)) for value in values(*"abcdef")]
+    with limits(CHUNK_BYTES=1000):
+        assert [len(values) for values in drained(publisher(b"state/"), Last(large, page=1))] == [2, 2, 2]
+    with limits(CHUNK=2):
+        rounds = drained(publisher(b"state/e"), Last(large, sloppy=True))
+        assert [[value.name for value in values] for values in rounds] == [[], [], ["e"], []]
+    with limits(MAX_READS=10):
+        assert len(drained(publisher(*(b"state/%d" % number for number in range(10, 35))), Last(large))) == 3
+
+
+def test_who_joins_meanwhile_waits_for_the_next() -> None:
+    """It begins an interval after the one that is under way ended, as each value is resent at most once an interval."""
+    made, last = publisher(b"state/"), Last(values(*"abcd"))
+    with limits(CHUNK=3):
+        assert len(made.resend(0, last)) == 3
+        made.heard(b"\1state/d")
+        assert made.poll_s(0.01) == 0 and [value.name for value in made.resend(0.01, last)] == ["d"]
+        assert made.poll_s(0.01) == pytest.approx(INTERVAL_S) and made.resend(0.1, last) == []
+        assert [value.name for value in made.resend(0.01 + INTERVAL_S, last)] == ["d"]
+
+
+@given(st.integers(0, 9), st.integers(1, 3))
+def test_a_store_that_fails_loses_nothing(fails_at: int, chunk: int) -> None:
+    """What it raises comes through; it is asked again after an interval, and every value comes once."""
+    made, last, came, failed = publisher(b"dynamic/", b"state/"), Last(values(*"abcde"), page=1), [], 0
+    now_s = 0.0
+
+    def failing(prefix: bytes, after: Key | None, limit: int) -> list[Value]:
+        page = last(prefix, after, limit)
+        if len(last.asked) == fails_at + 1:
+            raise OSError("the store is lost")
+        return page
+
+    with limits(CHUNK=chunk):
+        while (wait_s := made.poll_s(now_s)) is not None:
+            now_s += wait_s
+            try:
+                came += made.resend(now_s, failing)
+            except OSError:
+                failed += 1
+                assert made.poll_s(now_s) == pytest.approx(INTERVAL_S) and made.resend(now_s, failing) == []
+    assert came == values(*"abcde") and failed == (fails_at < len(last.asked))
+
+
+def test_a_resend_of_nothing_has_ended() -> None:
+    """It reads nothing."""
+    last = Last(values("a"))
+    assert Resend([]).ended and Resend([]).take(last) == [] and last.asked == []
+
+
+# ---- all of it, against subscribers who keep to nothing
+
+
+class World:
+    """A publisher, its store, and an XPUB as it is: it passes on what peers say, and who matches is decided by what
+    they really subscribed to. Every value is a number, higher than that before.
+    """
+
+    def __init__(self) -> None:
+        self.publisher = Publisher()
+        self.last = Last(page=2)
+        self.now_s = 0.0
+        self.subscribed: defaultdict[int, set[bytes]] = defaultdict(set)
+        self.heard: defaultdict[int, dict[Key, int]] = defaultdict(dict)
+        self.sent: defaultdict[Key, list[int]] = defaultdict(list)
+        self.resent_s: defaultdict[Key, list[float]] = defaultdict(list)
+        self.honest = True
+
+    def subscribe(self, peer: int, prefix: bytes) -> None:
+        self.honest &= prefix not in self.subscribed[peer]
+        self.subscribed[peer].add(prefix)
+        self.publisher.heard(b"\1" + prefix)
+
+    def unsubscribe(self, peer: int, prefix: bytes) -> None:
+        self.honest = False
+        self.subscribed[peer].discard(prefix)
+        self.publisher.heard(b"\0" + prefix)
+
+    def leave(self, peer: int) -> None:
+        self.heard.pop(peer, None)
+        for prefix in self.subscribed.pop(peer, ()):
+            self.publisher.heard(b"\0" + prefix, left=True)
+
+    def news(self, key: Key) -> None:
+        before = int(self.last.kept[key].frame) if key in self.last.kept else 0
+        value = self.last.kept[key] = Value(*key, b"%d" % (before + 1))
+        if self.publisher.wants(value.topic):
+            self._send(value)
+
+    def wait(self, wait_s: float) -> None:
+        self.now_s += wait_s
+        for value in self.publisher.resend(self.now_s, self.last):
+            self.resent_s[value.key].append(self.now_s)
+            self._send(value)
+
+    def settle(self) -> None:
+        """Until nothing waits: each time the loop is told to wait, there is something to do then."""
+        while (wait_s := self.publisher.poll_s(self.now_s)) is not None:
+            asked = len(self.last.asked)
+            self.wait(wait_s)
+            assert len(self.last.asked) > asked
+
+    def _send(self, value: Value) -> None:
+        self.sent[value.key].append(int(value.frame))
+        for peer in self.subscribed:
+            if self.matches(peer, value):
+                self.heard[peer][value.key] = int(value.frame)
+
+    def matches(self, peer: int, value: Value) -> bool:
+        return any(value.topic.startswith(prefix) for prefix in self.subscribed[peer])
+
+
+peers = st.integers(0, 2)
+few_keys = st.tuples(st.sampled_from(["state", "static"]), st.sampled_from(NAMES[:4]), st.just("n"))
+deeds = st.one_of(
+    st.tuples(st.just(World.news), few_keys),
+    st.tuples(st.just(World.news), few_keys),
+    st.tuples(st.just(World.subscribe), peers, few_keys.flatmap(lambda key: prefixes_of(topic_of(*key))) | prefixes),
+    st.tuples(st.just(World.unsubscribe), peers, few_keys.flatmap(lambda key: prefixes_of(topic_of(*key)))),
+    st.tuples(st.just(World.leave), peers),
+    st.tuples(st.just(World.wait), st.sampled_from([0, 0.01, INTERVAL_S / 2, INTERVAL_S, 1])),
+)
+Deed = tuple[Callable[..., None], Any]
+
+
+@given(st.lists(deeds, min_size=5, max_size=60), st.integers(1, 3), st.integers(1, 5))
+def test_subscribers_have_what_is_newest(done: list[Deed], chunk: int, room: int) -> None:
+    """Whatever others do, in the end each has the last value of every name that it subscribed to; no value is sent
+    after a newer one, and none is resent twice within an interval.
+    """
+    world = World()
+    with limits(CHUNK=chunk, MAX_READS=2, MAX_PREFIXES=room):
+        for deed, *given_to_it in done:
+            deed(world, *given_to_it)
+        world.settle()
+    for peer in world.subscribed:
+        newest = {key: int(value.frame) for key, value in world.last.kept.items() if world.matches(peer, value)}
+        assert {key: world.heard[peer].get(key) for key in newest} == newest
+    assert all(numbers == sorted(numbers) for numbers in world.sent.values())
+    for times in world.resent_s.values():
+        assert all(later - before > INTERVAL_S - 1e-6 for before, later in zip(times, times[1:], strict=False))
+
+
+@given(st.lists(deeds, max_size=60), st.integers(1, 5))
+def test_counts_are_never_too_low(done: list[Deed], room: int) -> None:
+    """At least one for each subscription that there is; of peers that only subscribe once and leave, exactly so many,
+    and nothing is wanted when all have left.
+    """
+    world = World()
+    with limits(MAX_PREFIXES=room):
+        for deed, *given_to_it in done:
+            deed(world, *given_to_it)
+        there = [prefix for prefixes in world.subscribed.values() for prefix in prefixes if bounds(prefix).kinds]
+        assert world.publisher.subscriptions >= len(there)
+        if world.honest:
+            assert world.publisher.subscriptions == len(there)
+            for peer in range(3):
+                world.leave(peer)
+            assert world.publisher.subscriptions == 0 and not world.publisher.wants(b"state/a/n/")
+
+
+# ---- XPUB is as is assumed
+
+
+def hear_all(xpub: Socket, made: Publisher, until: Callable[[], bool]) -> None:
+    while not until():
+        assert xpub.poll(int(scaled(30) * 1000)), "nothing was heard"
+        frame = xpub.recv(copy=False)
+        made.heard(frame.bytes, left=not of_peer(frame))
+
+
+def of_peer(frame: zmq.Frame) -> bool:
+    try:
+        frame.get("Peer-Address")
+    except zmq.ZMQError:
+        return False
+    return True
+
+
+@pytest.fixture
+def xpub(plain: zmq.Context[Socket]) -> Socket:
+    bound = plain.socket(zmq.XPUB)
+    bound.setsockopt(zmq.XPUB_VERBOSER, 1)
+    bound.bind("tcp://127.0.0.1:*")
+    return bound
+
+
+def test_peers_of_a_real_socket_are_counted(xpub: Socket, plain: zmq.Context[Socket]) -> None:
+    """Each that subscribes is heard, also to the same; so is each that leaves, which is told from what a peer says."""
+    made = Publisher()
+    subscribers = [plain.socket(zmq.SUB) for _ in range(3)]
+    for subscriber in subscribers:
+        subscriber.connect(xpub.last_endpoint.decode())
+        subscriber.subscribe(b"state/")
+    hear_all(xpub, made, lambda: made.subscriptions == 3)
+    for left, subscriber in enumerate(subscribers):
+        assert made.subscriptions == 3 - left and made.wants(b"state/a/n/")
+        subscriber.close(linger=0)
+        hear_all(xpub, made, lambda: made.subscriptions < 3 - left)  # noqa: B023  # called before left is another
+    assert made.subscriptions == 0 and not made.wants(b"state/a/n/")
+
+
+def test_a_real_peer_cannot_unsubscribe_others(xpub: Socket, plain: zmq.Context[Socket]) -> None:
+    """XPUB passes on what it says, though the subscription stays: so does the publisher's."""
+    made, heard = Publisher(), []
+    subscriber = plain.socket(zmq.SUB)
+    subscriber.connect(xpub.last_endpoint.decode())
+    subscriber.subscribe(b"state/")
+    hear_all(xpub, made, lambda: made.subscriptions == 1)
+    with closing(socket.create_connection(("127.0.0.1", int(xpub.last_endpoint.decode().rsplit(":")[-1])))) as hostile:
+        hostile.sendall(zmtp.handshake("3.0", "SUB") + zmtp.message("3.0", [b"\0state/"]))
+        assert xpub.poll(int(scaled(30) * 1000))
+        heard.append(xpub.recv(copy=False))
+    made.heard(heard[0].bytes, left=not of_peer(heard[0]))
+    assert heard[0].bytes == b"\0state/" and made.wants(b"state/a/n/")
+    xpub.send_multipart([b"state/a/n/", b"the event"])
+    assert subscriber.poll(int(scaled(30) * 1000)) and subscriber.recv_multipart() == [b"state/a/n/", b"the event"]
