@@ -54,11 +54,17 @@ class Batch:
     """
 
     def __init__(
-        self, sql: Statements, cursor: DBAPICursor, alive_within_us: int, said: Sequence[tuple[Event, int]]
+        self,
+        sql: Statements,
+        cursor: DBAPICursor,
+        alive_within_us: int,
+        said: Sequence[tuple[Event, int]],
+        last_row: int,
     ) -> None:
-        """cursor: of the driver, since a batch has too many rows for anything above it."""
+        """cursor: of the driver, since a batch has too many rows for anything above it. last_row: of the history."""
         self._sql = sql
         self._cursor = cursor
+        self.last_row = last_row
         self._alive_within_us = alive_within_us
         self._arrivals = [arrival(event, received_us) for event, received_us in said]
         if any(KINDS[new.event.kind].single for new in self._arrivals):
@@ -163,7 +169,8 @@ class Batch:
         self._seen.append({**row, "digest": new.digest})
         said = {"node": new.event.node, "name": new.event.name, "time": microseconds(new.event.time), **row}
         if kind.history:
-            self._history.append({**said, "kind": kind.name, "data": new.data})
+            self.last_row = max(self.last_row + 1, new.received)
+            self._history.append({**said, "row": self.last_row, "kind": kind.name, "data": new.data})
         if kind.single:
             self._speakers[new.event.name] = new.event.node
         before = self._latest_value(new) if kind.name == "static" else None

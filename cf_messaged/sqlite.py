@@ -67,7 +67,7 @@ class SQLite:
 
     def committed(self) -> None:
         """SQLite writes on into a file that was removed; an acknowledgement of that would be a lie."""
-        if _file_ids(self.name)[""] != self._files[""]:
+        if _file_id(self.name) != self._files[""]:
             raise OSError("it was removed or replaced; what is there now is opened, or made, at the next event")
 
     def abandoned(self) -> None:
@@ -139,7 +139,9 @@ def _prepare(connection: sqlite3.Connection, _: object) -> None:
 
 def _begin(connection: sa.Connection) -> None:
     """Locks at once: a transaction that begins by reading may find later that it cannot write."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    driver = connection.connection.driver_connection  # what is above it takes as long as all of a small transaction
+    if driver is not None:
+        driver.execute("BEGIN IMMEDIATE")
 
 
 def _file_ids(path: str) -> dict[str, _FileId | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from cf_messaged.codec import text_of
 from cf_messaged.tables import CHANNEL, changes, history, latest, nodes, seen, streams
 
 # Who speaks for all is looked up, then written: two listeners must not do so at once.
@@ -72,7 +72,7 @@ def _common() -> dict[str, Any]:
         .where(streams.c.id == sa.bindparam("stream_id"))
         .values(have=sa.bindparam("highest")),
         "add_seen": sa.insert(seen).values(_all(seen)),
-        "add_history": sa.insert(history).values(_all(history, "row")),
+        "add_history": sa.insert(history).values(_all(history)),
         "add_change": sa.insert(changes).values(_all(changes, "row")),
     }
 
@@ -100,7 +100,7 @@ def _of_sqlite() -> dict[str, Any]:
     wanted = sa.select(sa.func.json_each(sa.bindparam("wanted", type_=sa.Text)).table_valued("value").c.value)
     found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have)
     return {
-        "as_they_are": {"list_of": lambda texts: json.dumps(list(texts)), "lock_speakers": "", "tell_others": ""},
+        "as_they_are": {"list_of": lambda texts: text_of(list(texts)), "lock_speakers": "", "tell_others": ""},
         "streams": found.where(streams.c.stream.in_(wanted)),
         **_upserts(sqlite.insert, sa.literal_column("0")),
     }

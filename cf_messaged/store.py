@@ -56,6 +56,7 @@ class Store:
         self.alive_within_s = alive_within_s
         self._connection: sa.Connection | None = None
         self._news: list[Event] = []
+        self._last_row = 0
         with self._transaction():
             pass
 
@@ -107,9 +108,11 @@ class Store:
     def _add(self, arrivals: Sequence[tuple[Event, int]]) -> list[Verdict]:
         # An open cursor would keep a lost connection from being closed.
         with self._transaction() as connection, closing(connection.connection.cursor()) as cursor:
-            batch = Batch(statements(connection.dialect), cursor, int(self.alive_within_s * 1_000_000), arrivals)
+            sql, alive_within_us = statements(connection.dialect), int(self.alive_within_s * 1_000_000)
+            batch = Batch(sql, cursor, alive_within_us, arrivals, self._last_row)
             verdicts = batch.take()
         self._news += batch.news
+        self._last_row = batch.last_row
         return verdicts
 
     @contextmanager
@@ -143,6 +146,7 @@ class Store:
             with connection.begin():
                 migrate(connection)
                 self.id = connection.execute(sa.select(identity.c.store)).scalar_one()
+                self._last_row = connection.execute(sa.select(sa.func.max(history.c.row))).scalar() or 0
         except BaseException:
             connection.close()
             connection.engine.dispose()

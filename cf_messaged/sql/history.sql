@@ -14,6 +14,6 @@ WHERE 1 = 1
 AND history.node = :node -- if :node
 AND kind = :kind -- if :kind
 AND name = :name -- if :name
-AND received >= :since -- if :since
-ORDER BY received DESC, "row" DESC
+AND "row" >= :since -- if :since
+ORDER BY "row" DESC
 LIMIT :limit
