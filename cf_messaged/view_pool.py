@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Container
 from typing import NamedTuple
 
+from cf_messaged.budget import Budget
 from cf_messaged.metrics import Metrics
-from cf_messaged.view_process import Question, Reply, Settings, ViewProcess, failure
+from cf_messaged.view_process import RETRY_AFTER_S, Question, Reply, Settings, ViewProcess, failure
 from cf_messaging.wire import ANSWERED, LATER, REFUSED, VIEW
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class ViewPool:
         self.settings = settings  # of what is asked next
         self._metrics = metrics
         self._desks = [_Desk() for _ in range(size)]
+        self._budget = Budget()
         self._waiting: deque[tuple[Frames, Question]] = deque()
 
     @property
@@ -53,10 +55,15 @@ class ViewPool:
 
     def ask(self, envelope: Frames, question: Question) -> list[Answered]:
         """Returns the answer if it need not be waited for."""
-        if len(self._waiting) < MAX_WAITING:
+        now_s = time.monotonic()
+        if not self._budget.left(envelope[0], now_s):
+            reason, wait_s = "too many bytes of views were answered in this minute", self._budget.wait_s(now_s)
+        elif len(self._waiting) >= MAX_WAITING:
+            reason, wait_s = f"{MAX_WAITING} views wait already", RETRY_AFTER_S
+        else:
             self._waiting.append((envelope, question))
             return []
-        return [self._answered(envelope, failure(question, LATER, f"{MAX_WAITING} views wait already"))]
+        return [self._answered(envelope, failure(question, LATER, reason, wait_s))]
 
     def serve(self, ready: Container[object], now_us: int) -> list[Answered]:
         """To be called each round: what the processes have answered; who waits is asked. ready: of `files`."""
@@ -93,6 +100,7 @@ class ViewPool:
         counters.answered += reply.status == ANSWERED
         if reply.reason:
             log.warning("%s: %s", reply.status, reply.reason)
+        self._budget.spend(envelope[0], len(reply.frame))
         return Answered(envelope, reply.frame)
 
 

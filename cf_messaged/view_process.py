@@ -63,8 +63,8 @@ def reply(question: Question, settings: Settings) -> Reply:
         return failure(question, REFUSED, str(error))
 
 
-def failure(question: Question, status: str, reason: str) -> Reply:
-    answer = _answer(question, status, reason=reason, retry_after=RETRY_AFTER_S)
+def failure(question: Question, status: str, reason: str, retry_after_s: float = RETRY_AFTER_S) -> Reply:
+    answer = _answer(question, status, reason=reason, retry_after=retry_after_s)
     return Reply(status, reason, encode_answer(answer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from struct import unpack
 from time import monotonic
@@ -31,7 +32,9 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
-_RECONNECT_MS = 50
+# Between two tries to connect, at first and at last; not the same for all nodes, who find a listener gone together.
+_RECONNECT_MS = 50 + os.getpid() % 50
+_RECONNECT_MAX_MS = 1_000
 _AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
 _FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
@@ -265,6 +268,7 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
     # Not IMMEDIATE: with it libzmq drops received, unread messages when their sender leaves. Link.await_peer() does
     # what it would be for: nothing is sent into a queue that nobody empties.
     socket.reconnect_ivl = _RECONNECT_MS
+    socket.reconnect_ivl_max = _RECONNECT_MAX_MS
     socket.maxmsgsize = MAX_PAYLOAD_BYTES
     # With a domain, and nobody who asks for it, libzmq refuses peers of before ZMTP 3: HTTP sent to a bound PULL looks
     # like one of those, and some of what they may say makes it abort the process.

@@ -21,7 +21,7 @@ from agent import Agent, make_template
 from peers import Peer
 
 # Of the listener, which asks for a newer Python and for packages that a node does without.
-LISTENERS_TESTS = "cli codec config durable intake kills loop metrics service share store systemd views".split()
+LISTENERS_TESTS = "budget cli codec config durable intake kills loop metrics service share store systemd views".split()
 HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("sqlalchemy") is not None
 needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="wants Python 3.11 or newer and cf-messaged's packages")
 collect_ignore = [] if HAS_LISTENER else [f"test_{name}.py" for name in LISTENERS_TESTS]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
+from cf_messaged.budget import BYTES_TO_A_NODE, INTERVAL_S
 from cf_messaging.wire import (
     ANSWERED,
     DUPLICATE,
@@ -261,6 +262,17 @@ def test_the_largest_view_fits_into_an_answer(start: Start, own: Path, plain: zm
     refused = node.ask("quotes")
     assert refused.status == REFUSED and "MAX_ANSWER_BYTES" in refused.reason
     assert len(node.ask("big").rows[0]["big"]) == 1_000_000
+
+
+def test_views_answered_to_a_node_are_bounded(start: Start, own: Path, plain: zmq.Context[Socket]) -> None:
+    """It is told to come later, with the reason; others are answered."""
+    listener = start(views_dir=str(own))
+    greedy, other = Node(plain, listener.endpoint), Node(plain, listener.endpoint)
+    asked = [greedy.ask("big") for _ in range(BYTES_TO_A_NODE // 1_000_000 + 2)]
+    assert set(statuses(asked[:-1])) == {ANSWERED}
+    assert asked[-1].status == LATER and asked[-1].reason == "too many bytes of views were answered in this minute"
+    assert 0 < asked[-1].retry_after <= INTERVAL_S
+    assert other.ask("nodes").status == ANSWERED and greedy.say(event(1)).status == STORED
 
 
 def test_a_node_that_does_not_read_stops_nobody(start: Start, own: Path, plain: zmq.Context[Socket]) -> None:
