@@ -32,7 +32,7 @@ from cf_messaging.outcomes import Reason
 from cf_messaging.promise import MessagesPromise
 from cfengine import PromiseModule
 from demo import REPOSITORY
-from neighbours import Neighbours
+from neighbours import NEIGHBOURS, Neighbours
 from peers import free_endpoint, in_time, refused_endpoint, scaled
 from test_attributes import ALLOWED_WITH, INVALID, NEEDED, anything, names
 from test_cfengine import HEADER, TERMINATE, Answer, Ended, assert_clean_failure, evaluate, read_answers, validate
@@ -41,6 +41,7 @@ from test_cfengine_fuzz import Speaks, any_text, json_values
 pytestmark = pytest.mark.fuzz
 each_kind = pytest.mark.parametrize("kind", [MessagesPromise, Speaks])
 
+LISTENS = "0A"  # as a state in /proc/net/tcp
 OPERATIONS = ("init", "validate_promise", "evaluate_promise", "terminate")
 
 
@@ -99,22 +100,34 @@ def placed(sent: bytes, places: dict[str, str]) -> bytes:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open(places: dict[str, str]) -> Iterator[None]:
-    """A test leaves no descriptor behind: all that its modules opened was closed."""
-    before = descriptors()
+    """A test leaves no descriptor behind: all that its modules opened was closed.
+
+    What neighbours have accepted is theirs: one whose queue is full does not read, and so not that its peer has left.
+    """
+    before = descriptors(places)
     yield
     until = in_time(60)
-    while left_open := descriptors() - before:
+    while left_open := descriptors(places) - before:
         assert monotonic() < until, "\n".join([str(left_open), *sockets()])
         sleep(0.01)  # until the neighbours have seen who left; they themselves try to connect again and again
 
 
-def descriptors() -> Counter[str]:
-    """What this process has open, and how often."""
+def descriptors(places: dict[str, str]) -> Counter[str]:
+    """What this process has open, and how often, but for the connections that neighbours have accepted."""
     opened: Counter[str] = Counter()
+    accepted = accepted_at({int(places[f"<{name}>"].rpartition(":")[2]) for name in NEIGHBOURS})
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # of listdir() itself
-            opened[re.sub("[0-9]", "", os.readlink(f"/proc/self/fd/{number}"))] += 1
-    return opened
+            target = os.readlink(f"/proc/self/fd/{number}")
+            opened[re.sub("[0-9]", "", target)] += target not in accepted
+    return +opened
+
+
+def accepted_at(ports: set[int]) -> set[str]:
+    """The connections that were accepted at these ports, as the links of /proc/self/fd name them."""
+    table = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    connections = [columns for columns in table if columns[3] != LISTENS]
+    return {f"socket:[{columns[9]}]" for columns in connections if int(columns[1].rpartition(":")[2], 16) in ports}
 
 
 def sockets() -> list[str]:
