@@ -211,6 +211,8 @@ class Publisher:
         return max(0.0, self._not_before_s - now_s)
 
     def _join(self, prefix: bytes) -> None:
+        if _EVERYTHING in self._joined:
+            return
         if len(self._joined) < MAX_PREFIXES:
             self._joined.add(prefix)
         else:
