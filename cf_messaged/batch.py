@@ -92,17 +92,22 @@ class Batch:
         return verdicts
 
     def _load_streams(self) -> dict[tuple[str, str], _Stream]:
-        """A clone that was renamed can have the stream of another node: of both it is asked for."""
+        """A clone that was renamed can have the stream of another node: of both it is asked for.
+
+        Those that are missing are added before any is locked: who adds one may have to wait for another listener that
+        adds it too, and must have nothing that this one waits for.
+        """
         keys = sorted({(new.stream, new.event.node) for new in self._arrivals})
         wanted = self._sql.list_of({stream for stream, _ in keys})
-        found = self._found_streams(wanted)
-        if all(key in found for key in keys):
-            return found
-        self._run(self._sql.add_stream, [{"stream": stream, "node": node, "have": 0} for stream, node in keys])
-        return self._found_streams(wanted)
+        found = self._found_streams(self._sql.streams, wanted)
+        missing = [{"stream": stream, "node": node, "have": 0} for stream, node in keys if (stream, node) not in found]
+        if missing:
+            self._run(self._sql.add_stream, missing)
+        last = self._sql.lock_streams or (missing and self._sql.streams)
+        return self._found_streams(last, wanted) if last else found
 
-    def _found_streams(self, wanted: object) -> dict[tuple[str, str], _Stream]:
-        rows = self._run(self._sql.streams, {"wanted": wanted})
+    def _found_streams(self, statement: str, wanted: object) -> dict[tuple[str, str], _Stream]:
+        rows = self._run(statement, {"wanted": wanted})
         return {(stream, node): _Stream(id, have) for id, stream, node, have in rows}
 
     def _stream(self, new: Arrival) -> _Stream:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cf_messaged import __version__, views
 from cf_messaged.config import BadConfig, Config, load
-from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.database import Limits, StoreUnavailable, database
+from cf_messaged.follow import Follower, Watch
 from cf_messaged.metrics import CannotServe
+from cf_messaged.shown import Shown, one_line, terminal_width, working
 from cf_messaged.store import Store, summary
 from cf_messaged.times import rfc3339
 
@@ -32,11 +34,6 @@ _STORE = click.option(
 def fail(error: object) -> NoReturn:
     """The end, with one line."""
     raise click.ClickException(one_line(str(error)))
-
-
-def one_line(text: str) -> str:
-    """What others said may hold line ends and what moves a terminal's cursor."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def settings(config_path: str | None, **said: Any) -> Config:
@@ -86,7 +83,9 @@ def run(config_path: str | None, **said: Any) -> None:
     try:
         raise_limits(config.connections)
         _check_views(config)
-        service = Service(config, Store(config.store, config.alive_within_s), lambda: _load(config_path, said))
+        with working("opening the store, which takes minutes where a large one is upgraded"):
+            store = Store(config.store, config.alive_within_s)
+        service = Service(config, store, lambda: _load(config_path, said))
     except (StoreUnavailable, CannotListen, CannotServe, views.BadView) as error:
         fail(error)
     service.heed_signals()
@@ -135,24 +134,41 @@ def _check_views(config: Config) -> None:
 @click.option(
     "--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the view; may be repeated."
 )
-@click.option("--json", "as_json", is_flag=True, help="The rows as JSON.")
+@click.option("--follow", is_flag=True, help="Go on with rows that are new, looked for each second, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="The rows as JSON; with --follow one object a line.")
 @_CONFIG
 @_STORE
-def view(name: str | None, params: tuple[str, ...], as_json: bool, config_path: str | None, store: str | None) -> None:
-    """Show a view; without NAME, which there are."""
+def view(
+    name: str | None,
+    params: tuple[str, ...],
+    follow: bool,
+    as_json: bool,
+    config_path: str | None,
+    store: str | None,
+) -> None:
+    """Show a view; without NAME, which there are.
+
+    Followed, a row is new if it was not there a second ago, whatever its age. A view with a parameter `limit` ends with
+    its newest row then. What fails later is told in one line, and asked again.
+    """
     config = settings(config_path, store=store)
     asked = _asked(params)
     try:
         if name is None:
             _list_views(config)
             return
-        rows = _rows(config, name, asked)
+        found = views.load(name, config.views_dir)
+        if follow:
+            _follow(config, found, asked, as_json)
+            return
+        with working(f"asking for {name}"):
+            rows = _rows(config, found, _values(config, found, asked))
     except (views.Refused, views.BadView, StoreUnavailable) as error:
         fail(error)
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False, indent=1))
     else:
-        _print_table(rows)
+        click.echo(Shown(found.columns, terminal_width()).text(rows) or "no rows\n", nl=False)
 
 
 def _asked(params: tuple[str, ...]) -> dict[str, str]:
@@ -162,50 +178,57 @@ def _asked(params: tuple[str, ...]) -> dict[str, str]:
     return dict(param.split("=", 1) for param in params)
 
 
-def _rows(config: Config, name: str, asked: dict[str, str]) -> list[views.Row]:
-    found = views.load(name, config.views_dir)
+def _values(config: Config, found: views.View, asked: dict[str, str]) -> dict[str, Any]:
     given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
-    values = views.values(found, asked, given, time.time_ns() // 1000)
+    return views.values(found, asked, given, time.time_ns() // 1000)
+
+
+def _rows(config: Config, found: views.View, values: dict[str, Any]) -> list[views.Row]:
     limits = Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
     summary(config.store)  # a clearer error than SQL's where there is no store
     return views.rows(config.store, found, values, limits)
 
 
 def _list_views(config: Config) -> None:
-    table = _table("view", "parameters", "shows")
+    listed = []
     for name in views.names(config.views_dir):
         found = views.load(name, config.views_dir)
         told = [f"{parameter.name} ({parameter.type})" for parameter in found.parameters.values()]
-        table.add_row(name, ", ".join(told), found.about)
-    _console().print(table)
+        listed.append({"view": name, "parameters": ", ".join(told), "shows": found.about})
+    click.echo(Shown({}, terminal_width()).text(listed), nl=False)
 
 
-def _print_table(rows: list[views.Row]) -> None:
-    if not rows:
-        click.echo("no rows")
-        return
-    table = _table(*rows[0])
-    for row in rows:
-        table.add_row(*(Text(one_line(_told(cell))) for cell in row.values()))
-    _console().print(table)
+def _follow(config: Config, found: views.View, asked: dict[str, str], as_json: bool) -> None:
+    """Until Ctrl-C, or until nobody reads any more."""
+    shown = Shown(found.columns, terminal_width())
+    text = _as_lines if as_json else shown.text
+    follower = Follower(
+        found,
+        _values(config, found, asked).get("limit"),
+        lambda: _rows(config, found, _values(config, found, asked)),
+        lambda rows: click.echo(text(rows), nl=False),
+        lambda told: click.echo(f"{rfc3339(time.time_ns() // 1000)[:19]}Z {found.name}: {one_line(told)}", err=True),
+    )
+    try:
+        with working(f"asking for {found.name}"):
+            follower.begin()
+        with closing(Watch(database(config.store))) as watch:
+            follower.go_on(watch.version, _wait)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _as_lines(rows: list[views.Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _console() -> Console:
-    """A pipe has no width: what reads it gets whole lines."""
-    return Console(width=None if sys.stdout.isatty() else 4000, highlight=False, markup=False)
-
-
-def _told(cell: object) -> str:
-    if isinstance(cell, str):
-        return cell
-    return "" if cell is None else json.dumps(cell, ensure_ascii=False)
+def _wait(seconds: float) -> bool:
+    """Whether anybody still reads what is printed."""
+    reader = select.poll()
+    reader.register(sys.stdout, 0)  # what hangs up is told in any case
+    return not reader.poll(seconds * 1000)
 
 
 @main.command()
@@ -235,12 +258,14 @@ def status(config_path: str | None, store: str | None) -> None:
 def forget(node: str, name: str | None, config_path: str | None, store: str | None) -> None:
     """Remove what is kept of NODE, or of one NAME of it."""
     config = settings(config_path, store=store)
+    what = node if name is None else f"{name} of {node}"
     try:
         summary(config.store)  # an error, rather than a new database, where there is none
-        removed = Store(config.store).forget(node, name)
+        with working(f"forgetting {what}") as tell:
+            kept = Store(config.store)
+            removed = kept.forget(node, name, lambda gone: tell(f"forgetting {what}: {gone:,} rows are gone"))
     except StoreUnavailable as error:
         fail(error)
-    what = node if name is None else f"{name} of {node}"
     if not removed:
         fail(f"nothing is kept of {what}")
     click.echo(f"forgot {what}: {removed} rows")

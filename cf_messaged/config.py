@@ -9,10 +9,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Any
 
 from cf_messaged.database import MAX_ROWS_BYTES, Limits, database
 from cf_messaged.metrics import read_address
+from cf_messaged.retention import Keep
 from cf_messaged.store import ALIVE_WITHIN_S
 
 OFF = "off"
@@ -37,6 +39,9 @@ class Config:
     connections: int = 1000
     insecure: bool = False
     alive_within_s: float = ALIVE_WITHIN_S
+    keep_state_days: float = Keep().state
+    keep_dynamic_days: float = Keep().dynamic
+    keep_changes_days: float = Keep().changes
     views_dir: str | None = None
     views_at_once: int = 2
     view_timeout_s: float = Limits().seconds
@@ -64,6 +69,8 @@ class Config:
 
     def _check_ranges(self) -> None:
         _check_range("alive_within_s", self.alive_within_s, 1, 10**9)
+        for kept in ("state", "dynamic", "changes"):
+            _check_range(f"keep_{kept}_days", getattr(self, f"keep_{kept}_days"), 0.001, 36500)
         _check_range("connections", self.connections, 1, 10**7)
         _check_range("views_at_once", self.views_at_once, 1, 64)
         _check_range("view_timeout_s", self.view_timeout_s, 0.01, 3600)
@@ -84,6 +91,14 @@ class Config:
                     f"{name} '{getattr(self, name)}': everybody who reaches it could say and read everything;"
                     " allowed is a loopback address or ipc://, or anything with --insecure"
                 )
+        self._check_distinct([name for name in ENDPOINTS if name in local])
+
+    def _check_distinct(self, names: list[str]) -> None:
+        """Of an ipc:// path libzmq would not say that it is taken."""
+        for name, other in combinations(names, 2):
+            endpoint = getattr(self, name)
+            if endpoint == getattr(self, other) and not endpoint.endswith(":*"):
+                raise BadConfig(f"{name} and {other} are both '{endpoint}': each needs an endpoint of its own")
 
 
 _ALLOWED: dict[str, tuple[str, tuple[type, ...]]] = {

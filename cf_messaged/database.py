@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
-from cf_messaging.wire import MAX_ANSWER_BYTES
+from cf_messaging.wire import MAX_ANSWER_BYTES, Event
 
 ALLOWED = "sqlite:///PATH, of an absolute path sqlite:////PATH, or postgresql://[USER@]HOST[:PORT]/DATABASE"
 # A view's rows are a part of its answer; the rest, its name among it, is far smaller than this.
@@ -27,6 +27,29 @@ class Limits(NamedTuple):
     bytes: int = MAX_ROWS_BYTES
 
 
+class News(Protocol):
+    """What becomes the latest, for those who publish it: of one name the older value never after the newer one."""
+
+    def stored(self, events: Sequence[Event]) -> None:
+        """This process has committed them, and they are newer than all that was there."""
+
+    def begin(self) -> None:
+        """From now on: what is committed later is told by `take`. Harmless when it has begun."""
+
+    def take(self) -> list[Event]:
+        """What there is since the last call; costs nothing where nothing can be new. Begins if it has not."""
+
+    def end(self) -> None:
+        """Nobody wants them until the next `begin`."""
+
+    def files(self) -> list[int]:
+        """Descriptors that can be read from when `take` has something."""
+
+    @property
+    def poll_s(self) -> float | None:
+        """After how long `take` is to be called in any case; None: after a batch, or when a file is ready."""
+
+
 class Database(Protocol):
     @property
     def name(self) -> str:
@@ -42,11 +65,20 @@ class Database(Protocol):
     def opened(self) -> None:
         """The connection has found its tables there, or made them."""
 
+    def begun_unsynced(self, connection: sa.Connection) -> AbstractContextManager[Any]:
+        """A transaction of it that commits at its end without waiting for the disk: a loss of power may undo it."""
+
     def committed(self) -> None:
         """After each commit; raises if that is not in what was opened."""
 
+    def closing(self) -> None:
+        """The connection is closed next; harmless where there is none."""
+
     def abandoned(self) -> None:
         """The connection was closed, since something went wrong."""
+
+    def news(self) -> News:
+        """Of all that is stored in it."""
 
     def passes(self, error: Exception) -> bool:
         """Whether the same transaction can be tried again at once: others were in its way."""
@@ -57,11 +89,14 @@ class Database(Protocol):
     def reading(self, limits: Limits) -> AbstractContextManager[Any]:
         """A connection of its driver that cannot write, and is cut by the limits; beside a daemon that runs."""
 
-    def ask(self, connection: Any, sql: str, given: Mapping[str, Any]) -> Any:
-        """A cursor of such a connection; values come by name, `:name`."""
+    def ask(self, connection: Any, sql: str, given: Mapping[str, Any], types: Mapping[str, str]) -> Any:
+        """A cursor of such a connection, to be closed. Values come by name, `:name`; types of them: see parameters.py."""
 
     def in_words_of_views(self, error: Exception, limits: Limits) -> str | None:
         """What is wrong with a view that failed by this; None if it is not the view's fault."""
+
+    def watching(self) -> AbstractContextManager[Callable[[], object]]:
+        """What it gives tells something else after each change, and perhaps without one."""
 
     def size(self, connection: Any) -> int:
         """Bytes on disk; of a connection that reads."""
@@ -74,8 +109,15 @@ def database(url: str) -> Database:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
-        raise ValueError(f"store: '{url:.100}' is no URL; allowed is {ALLOWED}") from None
+        told = "what is there" if "@" in url or "=" in url else f"'{url:.100}'"  # there may be a password in it
+        raise ValueError(f"store: {told} is no URL; allowed is {ALLOWED}") from None
     for kind in (sqlite.SQLite, postgresql.PostgreSQL):
         if kind.takes(parsed):
             return kind(parsed)
-    raise ValueError(f"store: {parsed.render_as_string(hide_password=True)} cannot be used; allowed is {ALLOWED}")
+    raise ValueError(f"store: {without_password(parsed)} cannot be used; allowed is {ALLOWED}")
+
+
+def without_password(url: sa.URL) -> str:
+    """For people. libpq takes passwords among the parameters too."""
+    hidden = {name: "***" for name in url.query if "password" in name}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")

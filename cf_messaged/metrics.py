@@ -60,8 +60,8 @@ class CannotServe(OSError):
 
 @dataclass(slots=True)
 class Counters:
-    """Since the start. received: by socket. refused: by kind. dropped: answers that could not be sent; the node asks
-    again. published: messages sent to subscribers.
+    """Since the start. received: by socket. refused: by kind. lost: those of `later` whose node could not be told so.
+    dropped: answers that could not be sent; the node asks again. published: messages sent to subscribers.
     """
 
     received: Counter[str] = field(default_factory=Counter)
@@ -69,6 +69,7 @@ class Counters:
     duplicates: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     later: int = 0
+    lost: int = 0
     answered: int = 0
     dropped: int = 0
     published: int = 0
@@ -79,7 +80,7 @@ class Counters:
         return (
             f"received {self.received.total()}, stored {self.stored}, duplicates {self.duplicates},"
             f" refused {self.refused.total()}{f' ({refused})' if refused else ''}, later {self.later},"
-            f" views answered {self.answered}, answers dropped {self.dropped}, batches {self.batches}"
+            f" lost {self.lost}, views answered {self.answered}, answers dropped {self.dropped}, batches {self.batches}"
         )
 
 
@@ -87,7 +88,8 @@ class Counters:
 _SINGLE = {
     "stored": ("stored", "Events stored."),
     "duplicates": ("duplicates", "Events that had been stored before."),
-    "later": ("later", "Events and questions put off: the node was told to come later."),
+    "later": ("later", "Events and questions put off: the node was told to come later, where it is answered."),
+    "lost": ("lost", "Events put off whose node is not answered: pushed, published or said by a pair."),
     "answered": ("views_answered", "Questions answered with a view."),
     "dropped": ("answers_dropped", "Answers that could not be sent, as the node was gone or did not read."),
     "published": ("published", "Messages sent to subscribers."),

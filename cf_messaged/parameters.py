@@ -16,7 +16,7 @@ class Type(NamedTuple):
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:  # which PostgreSQL would not even compare
         raise ValueError
     value.encode("utf-8")  # half a surrogate pair, from a command line that was no UTF-8, is a ValueError
     return value
@@ -59,7 +59,7 @@ def _time(value: Any) -> int:
 
 # Strings are read too: a policy's attributes, and a command line, have nothing else.
 TYPES = {
-    "text": Type("a text", _text),
+    "text": Type("a text without NUL", _text),
     "int": Type("an integer", _int),
     "real": Type("a number", _real),
     "boolean": Type("true or false", _boolean),

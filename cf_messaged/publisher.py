@@ -122,7 +122,8 @@ class _Subscriptions:
         return self._counts.total() + self._others
 
     def match(self, topic: bytes) -> bool:
-        return self._others > 0 or any(topic[:length] in self._counts for length in self._lengths)
+        lengths = self._lengths if len(self._lengths) <= len(topic) else range(len(topic) + 1)
+        return self._others > 0 or any(topic[:length] in self._counts for length in lengths)
 
     def add(self, prefix: bytes) -> None:
         if prefix in self._counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -20,7 +21,8 @@ from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.intake import Verdict
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
-from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets
+from cf_messaged.retention import Keep, Sweeper
+from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
@@ -36,6 +38,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 RETRY_AFTER_S = 10.0
 # How often a view that runs is looked at, whether it should be killed.
 LOOK_S = 0.5
+# Between two lines of log that say the same.
+QUIET_S = 60
 # Subscriptions that are read in one round; the rest is read in the next.
 MAX_SUBSCRIPTIONS = 1000
 
@@ -60,7 +64,9 @@ class Service:
         self._counters = self.metrics.counters
         self._config, self._load = config, load
         self._store, self._store_lost = store, False
+        self._quiet_until_s = 0.0
         self._publisher = Publisher()
+        self._sweeper = Sweeper(store, _of_retention(config))
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
@@ -90,7 +96,7 @@ class Service:
                 self._round()
             except zmq.ContextTerminated:
                 raise
-            except Exception as error:  # noqa: BLE001  # the loop's safety net: nobody is answered, so nothing is lost
+            except Exception as error:  # noqa: BLE001  # the loop's safety net: who is not answered says it again
                 log.error("a bug, please report it: %s: %s", type(error).__name__, error)
         self._notifier.stopping()
 
@@ -120,24 +126,27 @@ class Service:
             self._reload()
         self._hear_subscribers(ready)
         self._resend()
-        self._serve(self._take(ready))
+        taken = self._take(ready)
+        self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         self._publish_news()
+        self._sweeper.step(now_us(), busy=bool(taken))
         self._notifier.alive()
 
     # ---- waiting
 
     def _wait(self) -> dict[object, int]:
         self._watch()
-        waits = [self._notifier.poll_s, self._publisher.poll_s(time.monotonic())]
+        now_s = time.monotonic()
+        waits = [self._notifier.poll_s, self._publisher.poll_s(now_s), self._store.poll_s, self._sweeper.poll_s(now_s)]
         if self._views.busy:
             waits.append(LOOK_S)
         shortest = min((wait for wait in waits if wait is not None), default=None)
-        return dict(self._poller.poll(None if shortest is None else int(shortest * 1000)))
+        return dict(self._poller.poll(None if shortest is None else math.ceil(shortest * 1000)))
 
     def _watch(self) -> None:
         """Sockets stay what they are; the processes of views, and a connection of the store, come and go."""
-        files = [self._wake.fileno(), *self._views.files()]
+        files = [self._wake.fileno(), *self._views.files(), *self._store.files()]
         if files == self._polled:
             return
         self._poller = zmq.Poller()
@@ -190,21 +199,23 @@ class Service:
             self._put_off(events, str(error))
             return
         if self._store_lost:
-            log.warning("the store is there again: %s, store %s", self._store.name, self._store.id)
+            name, id, lost = self._store.name, self._store.id, self._counters.lost
+            log.warning("the store is there again: %s, store %s; lost since the start: %d", name, id, lost)
         self._store_lost = False
         for (envelope, event), verdict in zip(events, verdicts, strict=True):
             if envelope is not None:
                 self._send(envelope, encode_answer(intake.answer(event, self._store.id, verdict)))
             self._note(event, verdict)
         self._counters.batches += 1
-        oldest_us = min(microseconds(event.time) for _, event in events)
+        oldest_us = microseconds(min(event.time for _, event in events))
         self.metrics.committed(len(events), time.monotonic() - began, oldest_us, received_us)
 
     def _put_off(self, events: Sequence[Said], reason: str) -> None:
         if not self._store_lost:
-            log.error("nothing can be stored: %s", reason)
+            log.error("nothing can be stored: %s; what is pushed, published or said by a pair is lost", reason)
         self._store_lost = True
         self._counters.later += len(events)
+        self._counters.lost += sum(envelope is None for envelope, _ in events)
         for envelope, event in events:
             self._send(envelope, encode_answer(intake.later(event, self._store.id, reason, RETRY_AFTER_S)))
 
@@ -229,7 +240,7 @@ class Service:
         if envelope is None or router is None:
             return
         try:
-            router.send_multipart([*envelope, answer], zmq.DONTWAIT)
+            send(router, [*envelope, answer])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -255,22 +266,28 @@ class Service:
             for value in self._publisher.resend(time.monotonic(), self._store.last):
                 self._publish(value.topic, value.frame)
         except StoreUnavailable as error:
-            log.error("last values cannot be published: %s", error)
+            self._cannot_publish(error)
 
     def _publish_news(self) -> None:
         try:
-            for event in self._store.news():
+            for event in self._store.news(self._publisher.subscriptions > 0):
                 topic = topic_of(event.kind, event.name, event.node)
                 if self._publisher.wants(topic):
                     self._publish(topic, encode_event(event))
         except StoreUnavailable as error:
-            log.error("news cannot be published: %s", error)
+            self._cannot_publish(error)
+
+    def _cannot_publish(self, error: StoreUnavailable) -> None:
+        """Tried again many times a second, it is said once a minute."""
+        if time.monotonic() >= self._quiet_until_s:
+            log.error("nothing can be published: %s", error)
+            self._quiet_until_s = time.monotonic() + QUIET_S
 
     def _publish(self, topic: bytes, event: bytes) -> None:
         """A subscriber that does not read loses it, and gets the last values when it comes again."""
         publishing = self._sockets.get(SUBSCRIBE)
         if publishing is not None:
-            publishing.send_multipart([topic, event], zmq.DONTWAIT)
+            send(publishing, [topic, event])
             self._counters.published += 1
 
     # ---- settings
@@ -282,15 +299,17 @@ class Service:
             self._settle(self._load() if self._load else self._config)
         except BadConfig as error:
             log.error("the settings stay as they were: %s", error)
-        self._notifier.ready(f"listens on {self.endpoints['request']}")
+        finally:  # systemd waits for it, whatever comes
+            self._notifier.ready(f"listens on {self.endpoints['request']}")
 
     def _settle(self, new: Config) -> None:
         """Takes over what can change while it listens."""
         for name in self._config.unchangeable(new):
-            log.warning("%s is still %s: another one needs a restart", name, getattr(self._config, name))
+            log.warning("%s stays as it was: another one needs a restart", name)  # the store's may hold a password
         self._config = replace(new, **{name: getattr(self._config, name) for name in self._config.unchangeable(new)})
         self._store.alive_within_s = self._config.alive_within_s
         self._views.settings = _of_views(self._config)
+        self._sweeper.keep = _of_retention(self._config)
         log.info("the settings are read again")
 
 
@@ -300,12 +319,16 @@ def _of_views(config: Config) -> Settings:
     return Settings(config.store, config.views_dir, given, limits)
 
 
+def _of_retention(config: Config) -> Keep:
+    return Keep(config.keep_state_days, config.keep_dynamic_days, config.keep_changes_days)
+
+
 def _messages(source: Socket, most: int, most_bytes: int) -> list[Frames]:
     taken: list[Frames] = []
     size = 0
     while len(taken) < most and size < most_bytes:
         try:
-            frames = source.recv_multipart(zmq.DONTWAIT)
+            frames = receive(source)
         except zmq.Again:
             break
         taken.append(frames)
@@ -316,6 +339,7 @@ def _messages(source: Socket, most: int, most_bytes: int) -> list[Frames]:
 def _has_peer(frame: zmq.Frame) -> bool:
     """Whether a peer has said it, and not the socket in the name of one that is gone."""
     try:
-        return bool(frame.get("Peer-Address"))
+        frame.get("Peer-Address")
+        return True
     except zmq.ZMQError:
         return False

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from errno import EADDRINUSE
+from socket import AF_UNIX
+from socket import socket as open_socket
 from threading import Thread
 from typing import NamedTuple
 
@@ -21,6 +24,8 @@ MAX_FRAME_BYTES = 2 * MAX_EVENT_BYTES
 RECEIVE_HIGH_WATER_MARK = 64
 # Messages to each peer: answers to all that it can have in flight at once, or a node that reads would lose some.
 SEND_HIGH_WATER_MARK = 2048
+# To each subscriber: who joins a large fleet gets all of its last values at once, and would lose what is beyond.
+PUBLISHED_HIGH_WATER_MARK = 10_000
 # Connections that wait to be accepted: after a power cut all nodes come at once. The kernel's somaxconn caps it.
 BACKLOG = 4096
 # Somebody who connects and says nothing is let go of, as he holds a descriptor.
@@ -31,6 +36,11 @@ HEARTBEAT_MS = 20_000
 RESERVE = 128
 # Answers that are on their way at the end.
 LINGER_MS = 1_000
+
+
+# Plain numbers: pyzmq's enums, and its multipart calls with them, cost three times as much as what is done with them.
+_DONTWAIT = int(zmq.DONTWAIT)
+_MORE_TO_SEND = int(zmq.DONTWAIT | zmq.SNDMORE)
 
 
 class CannotListen(Exception):
@@ -97,11 +107,21 @@ class Sockets:
         socket.setsockopt(zmq.IPV6, int(endpoint.startswith(("tcp://[", "tcp://*"))))
         _of_its_type(socket, role)
         try:
+            if _is_served(endpoint):
+                raise zmq.ZMQError(EADDRINUSE)
             socket.bind(endpoint)
         except zmq.ZMQError as error:
             reason = zmq.strerror(error.errno or 0)
             raise CannotListen(f"cannot listen on {endpoint} for {role.setting}: {reason}") from None
         return socket
+
+
+def _is_served(endpoint: str) -> bool:
+    """Whether somebody listens on a path: libzmq would take it away from him without a word."""
+    if not endpoint.startswith("ipc://"):
+        return False
+    with open_socket(AF_UNIX) as caller:
+        return caller.connect_ex(endpoint.removeprefix("ipc://")) == 0
 
 
 def _bound_in_size(socket: Socket) -> None:
@@ -122,7 +142,26 @@ def _of_its_type(socket: Socket, role: Role) -> None:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
     elif role is SUBSCRIBE:
         socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # who comes late is heard, also for what others subscribe to
+        socket.setsockopt(zmq.SNDHWM, PUBLISHED_HIGH_WATER_MARK)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES + 64)  # nothing but subscriptions comes here
+
+
+def receive(source: Socket) -> Frames:
+    """A message that is there. Raises zmq.Again if none is."""
+    frame = source.recv(_DONTWAIT, copy=False)
+    frames = [frame.bytes]
+    while frame.more:
+        frame = source.recv(_DONTWAIT, copy=False)
+        frames.append(frame.bytes)
+    return frames
+
+
+def send(target: Socket, frames: Frames) -> None:
+    """Never waits. Raises zmq.ZMQError, with nothing sent."""
+    *before, last = frames
+    for frame in before:
+        target.send(frame, _MORE_TO_SEND)
+    target.send(last, _DONTWAIT)
 
 
 def raise_limits(connections: int) -> None:
@@ -130,8 +169,9 @@ def raise_limits(connections: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = connections + RESERVE
     if hard != resource.RLIM_INFINITY and hard < need:
+        otherwise = f", or set connections to {hard - RESERVE}" if hard > RESERVE else ""
         raise CannotListen(
             f"{connections} connections need {need} open files, and {hard} are allowed: raise the limit"
-            f" (LimitNOFILE={need} in the unit of systemd), or set connections to {max(0, hard - RESERVE)}"
+            f" (LimitNOFILE={need} in the unit of systemd){otherwise}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from cf_messaged.checkpoints import LOG_BYTES, Checkpoints
 from cf_messaged.database import Limits
+from cf_messaged.news import Told
 from cf_messaging.wire import MAX_ANSWER_BYTES
 
 BUSY_TIMEOUT_S = 2  # a writer beside us is an operator's `forget`; intake waits as long
 # How many steps of a view go by between two looks at the clock: some 100 microseconds.
 _STEPS = 10_000
+
+FULL = 2  # of SQLite's `synchronous`
 
 _FileId = tuple[int, int]  # device and inode
 
@@ -46,6 +51,8 @@ class SQLite:
     def __init__(self, url: sa.URL) -> None:
         self.name = str(url.database)
         self._files: dict[str, _FileId | None] = {}
+        self._writer: sqlite3.Connection | None = None
+        self._checkpoints: Checkpoints | None = None
 
     # ---- to write
 
@@ -58,17 +65,48 @@ class SQLite:
             paramstyle="named",
             connect_args={"timeout": BUSY_TIMEOUT_S},
         )
-        sa.event.listen(engine, "connect", _prepare)
-        sa.event.listen(engine, "begin", _begin)
+        sa.event.listen(engine, "connect", self._prepare)
+        sa.event.listen(engine, "begin", self._begin)
         return engine.connect()
+
+    def _prepare(self, connection: sqlite3.Connection, _: object) -> None:
+        _prepare(connection)
+        self._writer = connection
+
+    def _begin(self, connection: sa.Connection) -> None:
+        """Locks at once: a transaction that begins by reading may find later that it cannot write."""
+        if self._checkpoints is not None:
+            self._checkpoints.begin()
+        if self._writer is not None:  # by SQLAlchemy it would take as long as all of a small transaction
+            self._writer.execute("BEGIN IMMEDIATE")
 
     def opened(self) -> None:
         self._files = _file_ids(self.name)
+        if self._writer is not None:
+            self._checkpoints = Checkpoints(self.name, self._writer)
+
+    @contextmanager
+    def begun_unsynced(self, connection: sa.Connection) -> Iterator[None]:
+        if self._writer is None:
+            raise sqlite3.ProgrammingError("it is closed")
+        self._writer.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with connection.begin():
+                yield
+        finally:
+            _sync(self._writer)
 
     def committed(self) -> None:
         """SQLite writes on into a file that was removed; an acknowledgement of that would be a lie."""
         if _file_id(self.name) != self._files[""]:
             raise OSError("it was removed or replaced; what is there now is opened, or made, at the next event")
+        if self._checkpoints is not None:
+            self._checkpoints.committed()
+
+    def closing(self) -> None:
+        checkpoints, self._checkpoints = self._checkpoints, None
+        if checkpoints is not None:
+            checkpoints.stop()
 
     def abandoned(self) -> None:
         if self._files and _file_ids(self.name)[""] != self._files[""]:
@@ -80,6 +118,9 @@ class SQLite:
             if end and found is not None and found == self._files[end]:
                 os.unlink(self.name + end)
         self._files = {}
+
+    def news(self) -> Told:
+        return Told()
 
     def passes(self, error: Exception) -> bool:
         """It has waited for who was in the way already."""
@@ -107,7 +148,9 @@ class SQLite:
         finally:
             connection.close()
 
-    def ask(self, connection: sqlite3.Connection, sql: str, given: Mapping[str, Any]) -> sqlite3.Cursor:
+    def ask(
+        self, connection: sqlite3.Connection, sql: str, given: Mapping[str, Any], types: Mapping[str, str]
+    ) -> sqlite3.Cursor:
         return connection.execute(sql, given)
 
     def in_words_of_views(self, error: Exception, limits: Limits) -> str | None:
@@ -122,26 +165,39 @@ class SQLite:
             return f"fails: {' '.join(str(error).split())}"
         return None
 
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], object]]:
+        opened = _file_id(self.name)
+
+        def version() -> object:
+            if _file_id(self.name) != opened:
+                raise OSError("it was removed or replaced")
+            return connection.execute("PRAGMA data_version").fetchone()
+
+        with self.reading(Limits(seconds=math.inf)) as connection:
+            yield version
+
     def size(self, connection: sqlite3.Connection) -> int:
         return sum(os.stat(self.name + end).st_size for end in ("", "-wal") if os.path.exists(self.name + end))
 
 
-def _prepare(connection: sqlite3.Connection, _: object) -> None:
-    """Durable: without FULL an acknowledged transaction can be gone after a loss of power. What is set is read back."""
-    connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.isolation_level = None  # transactions are begun by us, not guessed by the driver
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # checkpoints.py makes them
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"no durable database: journal_mode {mode}")
+    _sync(connection)
+
+
+def _sync(connection: sqlite3.Connection) -> None:
+    """At each commit: else an acknowledged transaction can be gone after a loss of power. What is set is read back."""
+    connection.execute("PRAGMA synchronous = FULL")
     level = connection.execute("PRAGMA synchronous").fetchone()[0]
-    if (mode, level) != ("wal", 2):
-        raise sqlite3.OperationalError(f"no durable database: journal_mode {mode}, synchronous {level}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    """Locks at once: a transaction that begins by reading may find later that it cannot write."""
-    driver = connection.connection.driver_connection  # what is above it takes as long as all of a small transaction
-    if driver is not None:
-        driver.execute("BEGIN IMMEDIATE")
+    if level != FULL:
+        raise sqlite3.OperationalError(f"no durable database: synchronous {level}")
 
 
 def _file_ids(path: str) -> dict[str, _FileId | None]:

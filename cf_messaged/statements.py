@@ -17,12 +17,15 @@ _SPEAKERS = 5309
 
 
 class Statements(NamedTuple):
-    """list_of: makes a list a value of a statement. Empty: what this database needs not."""
+    """list_of: makes a list a value of a statement. lock_streams: as `streams`, whose rows nobody else writes then.
+    Empty: what this database needs not.
+    """
 
     list_of: Callable[[Iterable[str]], Any]
     lock_speakers: str
     tell_others: str
     streams: str
+    lock_streams: str
     add_stream: str
     digest: str
     speaker: str
@@ -100,7 +103,12 @@ def _of_sqlite() -> dict[str, Any]:
     wanted = sa.select(sa.func.json_each(sa.bindparam("wanted", type_=sa.Text)).table_valued("value").c.value)
     found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have)
     return {
-        "as_they_are": {"list_of": lambda texts: text_of(list(texts)), "lock_speakers": "", "tell_others": ""},
+        "as_they_are": {
+            "list_of": lambda texts: text_of(list(texts)),
+            "lock_speakers": "",
+            "lock_streams": "",
+            "tell_others": "",
+        },
         "streams": found.where(streams.c.stream.in_(wanted)),
         **_upserts(sqlite.insert, sa.literal_column("0")),
     }
@@ -108,14 +116,15 @@ def _of_sqlite() -> dict[str, Any]:
 
 def _of_postgresql() -> dict[str, Any]:
     wanted = sa.any_(sa.bindparam("wanted", type_=postgresql.ARRAY(sa.Text)))
-    found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have)
+    found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have).where(streams.c.stream == wanted)
     return {
         "as_they_are": {
             "list_of": list,
             "lock_speakers": f"SELECT pg_advisory_xact_lock({_SPEAKERS})",
             "tell_others": f"NOTIFY {CHANNEL}",
         },
-        "streams": found.where(streams.c.stream == wanted).order_by(streams.c.id).with_for_update(),
+        "streams": found,
+        "lock_streams": found.order_by(streams.c.id).with_for_update(),
         **_upserts(postgresql.insert, sa.literal_column("pg_current_xact_id()::text::bigint")),
     }
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from cf_messaged.batch import Batch
 from cf_messaged.codec import encode_event
 from cf_messaged.database import Limits, StoreUnavailable, database
+from cf_messaged.forgetting import Forgetting
 from cf_messaged.intake import Verdict
+from cf_messaged.news import LAST, event_of
 from cf_messaged.publisher import Key, Value, bounds
 from cf_messaged.statements import statements
-from cf_messaged.tables import changes, history, identity, latest, nodes, streams
-from cf_messaged.times import rfc3339
-from cf_messaging.wire import Event, event_id
+from cf_messaged.tables import history, identity, latest
+from cf_messaging.wire import Event
 
 ALIVE_WITHIN_S = 93600  # the default refresh of a node, and two hours
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -27,8 +27,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 TRIES = 8
 PAUSE_S = 0.01
 
-
-_LAST = sa.select(latest, streams.c.stream).join(streams, streams.c.id == latest.c.stream_id)
+_T = TypeVar("_T")
 
 
 class Summary(NamedTuple):
@@ -55,26 +54,38 @@ class Store:
         self.id = ""
         self.alive_within_s = alive_within_s
         self._connection: sa.Connection | None = None
-        self._news: list[Event] = []
+        self._news = self._database.news()
         self._last_row = 0
         with self._transaction():
             pass
 
     def add(self, arrivals: Sequence[tuple[Event, int]]) -> list[Verdict]:
         """Stores events, with when they were received, in one transaction; a verdict for each, in order."""
-        for tried in range(1, TRIES):
-            with suppress(_InTheWay):
-                return self._add(arrivals)
-            time.sleep(tried * PAUSE_S)
-        return self._add(arrivals)
+        return self._tried(lambda: self._add(arrivals))
 
-    def news(self) -> list[Event]:
-        """What has become the latest since the last call."""
-        news, self._news = self._news, []
-        return news
+    def news(self, wanted: bool) -> list[Event]:
+        """What has become the latest since the last call, or since `last` was asked first. wanted: by anybody; if not,
+        it costs nothing.
+        """
+        with self._in_words():
+            if wanted:
+                return self._news.take()
+            self._news.end()
+            return []
+
+    def files(self) -> list[int]:
+        """Descriptors that can be read from when there are news."""
+        return self._news.files()
+
+    @property
+    def poll_s(self) -> float | None:
+        """After how long news may be there of which no descriptor tells."""
+        return self._news.poll_s
 
     def last(self, prefix: bytes, after: Key | None, limit: int) -> list[Value]:
-        """A page of the latest values that may match, as publisher.Last wants it."""
+        """A page of the latest values that may match, as publisher.Last wants it; what is newer will be news."""
+        with self._in_words():
+            self._news.begin()
         begun = bounds(prefix)
         if not begun.kinds:
             return []
@@ -84,26 +95,48 @@ class Store:
         wanted += [sa.tuple_(*key) > sa.tuple_(*map(sa.literal, after))] if after else []
         with self._transaction() as connection:
             page = connection.execute(
-                _LAST.where(*wanted).order_by(latest.c.kind, latest.c.name, latest.c.node).limit(limit)
+                LAST.where(*wanted).order_by(latest.c.kind, latest.c.name, latest.c.node).limit(limit)
             )
-            return [Value(row.kind, row.name, row.node, encode_event(_event(row))) for row in page]
+            return [Value(row.kind, row.name, row.node, encode_event(event_of(row))) for row in page]
 
-    def forget(self, node: str, name: str | None = None) -> int:
-        """Removes what is kept of a node, or of one name of it; returns how many values. Ids stay taken."""
-        removed = 0
-        with self._transaction() as connection:
-            for table in (latest, history, changes):
-                of_name = [table.c.name == name] if name is not None else []
-                removed += connection.execute(sa.delete(table).where(table.c.node == node, *of_name)).rowcount
-            if name is None:
-                removed += connection.execute(sa.delete(nodes).where(nodes.c.node == node)).rowcount
-        return removed
+    def forget(self, node: str, name: str | None = None, told: Callable[[int], None] = lambda _: None) -> int:
+        """Removes what is kept of a node, or of one name of it; returns how many rows. Ids stay taken. told: how many
+        are gone so far, each time that others have their turn.
+        """
+        return Forgetting(node, name).run(self._transact, told)
+
+    def sweep(self, work: Callable[[sa.Connection], _T]) -> _T | None:
+        """A transaction that a loss of power may undo. None while it is not open: that is for who stores something."""
+        if self._connection is None:
+            return None
+        with self._transaction(self._database.begun_unsynced) as connection:
+            return work(connection)
+
+    def _transact(self, work: Callable[[sa.Connection], _T]) -> _T:
+        def transaction() -> _T:
+            with self._transaction() as connection:
+                return work(connection)
+
+        return self._tried(transaction)
 
     def close(self) -> None:
+        self._news.end()
+        self._close()
+
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
+        self._database.closing()
         if connection is not None:
             connection.close()
             connection.engine.dispose()
+
+    def _tried(self, work: Callable[[], _T]) -> _T:
+        """Again while other listeners are in the way: nobody is answered before."""
+        for tried in range(1, TRIES):
+            with suppress(_InTheWay):
+                return work()
+            time.sleep(tried * PAUSE_S)
+        return work()
 
     def _add(self, arrivals: Sequence[tuple[Event, int]]) -> list[Verdict]:
         # An open cursor would keep a lost connection from being closed.
@@ -111,16 +144,18 @@ class Store:
             sql, alive_within_us = statements(connection.dialect), int(self.alive_within_s * 1_000_000)
             batch = Batch(sql, cursor, alive_within_us, arrivals, self._last_row)
             verdicts = batch.take()
-        self._news += batch.news
+        self._news.stored(batch.news)
         self._last_row = batch.last_row
         return verdicts
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(
+        self, begun: Callable[[sa.Connection], AbstractContextManager[object]] = sa.Connection.begin
+    ) -> Iterator[sa.Connection]:
         """Commits at its end; whatever goes wrong closes the database, and the next one opens it again."""
         try:
             connection = self._connection = self._connection or self._opened()
-            with connection.begin():
+            with begun(connection):
                 yield connection
             self._database.committed()
         except self._database.errors as error:
@@ -133,9 +168,16 @@ class Store:
             self._abandon()
             raise
 
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except self._database.errors as error:
+            raise StoreUnavailable(f"{self.name}: {self._database.in_words(error)}") from None
+
     def _abandon(self) -> None:
         try:
-            self.close()
+            self._close()
         except self._database.errors:
             self._connection = None
         self._database.abandoned()
@@ -147,17 +189,12 @@ class Store:
                 migrate(connection)
                 self.id = connection.execute(sa.select(identity.c.store)).scalar_one()
                 self._last_row = connection.execute(sa.select(sa.func.max(history.c.row))).scalar() or 0
+            self._database.opened()
         except BaseException:
             connection.close()
             connection.engine.dispose()
             raise
-        self._database.opened()
         return connection
-
-
-def _event(row: Any) -> Event:
-    id, time = event_id(row.stream, row.sequence), rfc3339(row.time)
-    return Event(id, row.kind, row.node, row.name, time, json.loads(row.data), row.policy, row.handle, row.refresh)
 
 
 def migrate(connection: sa.Connection) -> None:
@@ -169,6 +206,7 @@ def migrate(connection: sa.Connection) -> None:
 
     if connection.dialect.name == "postgresql":  # several listeners may start at once
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5309)")
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes what it takes
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -186,9 +224,9 @@ def summary(url: str) -> Summary:
     kept = database(url)
     try:
         with kept.reading(Limits()) as connection:
-            [store] = kept.ask(connection, "SELECT store FROM identity", {}).fetchone()
             counted = "SELECT count(*), coalesce(sum(events), 0), max(last_seen) FROM nodes"
-            nodes, events, last_seen = kept.ask(connection, counted, {}).fetchone()
+            with closing(kept.ask(connection, f"SELECT store, n.* FROM identity, ({counted}) AS n", {}, {})) as cursor:
+                store, nodes, events, last_seen = cursor.fetchone()
             return Summary(kept.name, store, kept.size(connection), nodes, int(events), last_seen)
     except kept.errors as error:
         raise StoreUnavailable(f"{kept.name}: {kept.in_words(error)}") from None

@@ -89,7 +89,7 @@ history = sa.Table(
     sa.Index("history_of_node", "node", "row", "name"),
 )
 
-# Static information that changed.
+# Static information that changed: so seldom that each question has an index in the order of its answer.
 changes = sa.Table(
     "changes",
     metadata,
@@ -101,5 +101,7 @@ changes = sa.Table(
     sa.Column("time", _BIG, nullable=False),
     sa.Column("received", _BIG, nullable=False),
     sa.Index("changes_received", "received"),
-    sa.Index("changes_of_node", "node", "name", "received"),
+    sa.Index("changes_of_node", "node", "received"),
+    sa.Index("changes_of_name", "name", "received"),
+    sa.Index("changes_of_both", "node", "name", "received"),
 )

@@ -2,8 +2,9 @@
 
 A file begins with a comment: what it shows, `-- :NAME TYPE = DEFAULT` for each parameter (a type of parameters.py;
 the default in JSON, or NULL), `-- column NAME TYPE` for each column that is not shown as it is stored (time, json or
-boolean). `:now` is always given, in UTC microseconds. A line that ends in `-- if :NAME` counts only if that parameter
-is not NULL, so that the database sees the conditions that there are, and takes the index for them.
+boolean), or is a number that grows by itself (age). `:now` is always given, in UTC microseconds. A line that ends in
+`-- if :NAME` counts only if that parameter is not NULL, so that the database sees the conditions that there are, and
+takes the index for them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +26,7 @@ from cf_messaged.parameters import TYPES
 from cf_messaged.times import rfc3339
 
 BUILT_IN = Path(__file__).parent / "sql"
+AGE = "age"  # the type of a column; who compares rows leaves it out
 
 Row = dict[str, Any]
 
@@ -43,7 +46,7 @@ class Parameter(NamedTuple):
 
 
 class View(NamedTuple):
-    """columns: the type of those that are not shown as they are stored."""
+    """columns: the type of those that are not shown as they are stored, or grow by themselves."""
 
     name: str
     about: str
@@ -168,13 +171,20 @@ def rows(url: str, view: View, given: Mapping[str, Any], limits: Limits) -> list
     """url: of the store. Raises Refused, which says what was over its limit; StoreUnavailable."""
     kept = database(url)
     try:
-        with kept.reading(limits) as connection:
-            return _fetched(kept.ask(connection, counting(view, given), given), view, limits)
+        with (
+            kept.reading(limits) as connection,
+            closing(kept.ask(connection, counting(view, given), given, _types(view))) as cursor,
+        ):
+            return _fetched(cursor, view, limits)
     except kept.errors as error:
         wrong = kept.in_words_of_views(error, limits)
         if wrong:
             raise Refused(f"view '{view.name}' {wrong}") from None
         raise StoreUnavailable(f"{kept.name}: {kept.in_words(error)}") from None
+
+
+def _types(view: View) -> dict[str, str]:
+    return {"now": "int", **{parameter.name: parameter.type for parameter in view.parameters.values()}}
 
 
 def counting(view: View, given: Mapping[str, Any]) -> str:
@@ -217,11 +227,18 @@ def _cell(view: View, column: str, cell: Any) -> Any:
         except (ValueError, TypeError, OverflowError):
             raise Refused(f"view '{view.name}': column '{column}' holds no {view.columns[column]}") from None
     if isinstance(cell, Decimal):  # what PostgreSQL makes of a sum of integers
-        cell = int(cell) if cell == cell.to_integral_value() else float(cell)
+        number = float(cell)
+        cell = int(cell) if math.isfinite(number) and cell == cell.to_integral_value() else number
     if not isinstance(cell, _JSON) or (isinstance(cell, float) and not math.isfinite(cell)):
         raise Refused(f"view '{view.name}': column '{column}' holds what JSON has no text for")
     return cell
 
 
+def _number(cell: Any) -> int | float:
+    if isinstance(cell, str):
+        raise ValueError(cell)
+    return int(cell) if int(cell) == cell else float(cell)
+
+
 _JSON = (str, int, float, NoneType)
-_SHOWN: dict[str, Callable[[Any], Any]] = {"time": rfc3339, "json": json.loads, "boolean": bool}
+_SHOWN: dict[str, Callable[[Any], Any]] = {"time": rfc3339, "json": json.loads, "boolean": bool, AGE: _number}

@@ -29,6 +29,7 @@ _SCHEMA = (
     "CREATE TABLE said (service INTEGER NOT NULL, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,"
     " data TEXT NOT NULL, at INTEGER NOT NULL, promised INTEGER NOT NULL, PRIMARY KEY (service, node, kind, name))"
     " WITHOUT ROWID",
+    "CREATE INDEX said_promised ON said (promised)",
     "CREATE TABLE queue (sequence INTEGER PRIMARY KEY, service INTEGER NOT NULL, node TEXT NOT NULL,"
     " kind TEXT NOT NULL, name TEXT NOT NULL, data TEXT NOT NULL, id TEXT NOT NULL, event BLOB NOT NULL,"
     " queued INTEGER NOT NULL, expires INTEGER NOT NULL)",
@@ -42,11 +43,16 @@ _SCHEMA = (
 MAX_QUEUE_BYTES = 64 * 1024 * 1024
 STORE, NODE = "store", "node"  # who has lost its memory
 _BUSY_S = 2  # that another agent may take for its transaction
-_KNOWN_FOR_S = 1  # what was read; to look each time takes longer than all else about a kept promise
+_LOOK_S = 1  # of one transaction; to begin one for each promise takes longer than all else about a kept one
 _DAY = 86400
 _FORGOTTEN_AFTER = 90 * _DAY
 _SERVICE = "(SELECT id FROM service WHERE endpoints = ?)"
 _SAME = "service = ? AND node = ? AND kind = ? AND name = ?"
+_KNOWN = (
+    f"SELECT data, at, promised FROM said WHERE service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
+    " AND NOT EXISTS (SELECT 1 FROM queue WHERE queue.service = said.service"
+    " AND queue.node = said.node AND queue.kind = said.kind AND queue.name = said.name)"
+)
 _ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter where SQLite quotes what is damaged
 _TROUBLE = ("locked", "busy", "full", "readonly", "disk i/o", "unable to open", "out of memory")  # but no damage
 
@@ -66,8 +72,7 @@ class Memory:
         self._path = path
         self._report = report
         self._read_only = read_only
-        self._said: dict[str, dict[tuple[str, ...], tuple[str, int, int]]] = {}  # what _known() has read, by endpoints
-        self._read_at = 0.0
+        self._looks_since = 0.0
         self._promised: dict[tuple[str, ...], float] = {}  # by endpoints, node, kind, name; not noted in the file yet
         self._connection = self._opened()
 
@@ -83,30 +88,30 @@ class Memory:
 
     def is_acknowledged(self, endpoints: str, saying: Saying, refresh_s: int, now: float) -> bool:
         """Whether the listener has this value, nothing of its name waits, and it need not be said again yet."""
-        data, at, promised = self._known(endpoints, now).get(saying[:3], (None, 0, 0))
+        data, at, promised = self._known(endpoints, saying, now)
         if data != saying.data or not 0 <= now - at < refresh_s:  # or the clock was set back
             return False
         if not 0 <= now - promised < _DAY and not self._read_only:
             self._promised[(endpoints, *saying[:3])] = now
         return True
 
-    def _known(self, endpoints: str, now: float) -> dict[tuple[str, ...], tuple[str, int, int]]:
-        """Value, when it was acknowledged and when it was last promised, of each node, kind and name of which nothing
-        waits. Read at once, since a run asks for one after the other, and again after a second, since another agent
-        may have written.
+    def _known(self, endpoints: str, saying: Saying, now: float) -> tuple[str | None, int, int]:
+        """Value, when it was acknowledged and when it was last promised, of a name of which nothing waits.
+
+        A run asks for one name after the other. It looks in one transaction, and in another after a second, since
+        another agent may have written.
         """
-        if not 0 <= now - self._read_at < _KNOWN_FOR_S:
-            self._read_at = now
-            self._said.clear()
-        if endpoints not in self._said:
-            rows = self._read(
-                f"SELECT node, kind, name, data, at, promised FROM said WHERE service = {_SERVICE} AND NOT EXISTS"
-                " (SELECT 1 FROM queue WHERE queue.service = said.service"
-                " AND queue.node = said.node AND queue.kind = said.kind AND queue.name = said.name)",
-                (endpoints,),
-            )
-            self._said[endpoints] = {row[:3]: row[3:] for row in rows}
-        return self._said[endpoints]
+        if not 0 <= now - self._looks_since < _LOOK_S:
+            self._end_look()
+        if not self._connection.in_transaction:
+            self._looks_since = now
+            self._do("BEGIN")
+        rows = self._tried(lambda: self._do(_KNOWN, (endpoints, *saying[:3])))
+        return rows[0] if rows else (None, 0, 0)
+
+    def _end_look(self) -> None:
+        if self._connection.in_transaction:
+            self._do("COMMIT")
 
     def _note_promised(self) -> None:
         where = f"service = {_SERVICE} AND node = ? AND kind = ? AND name = ?"
@@ -315,11 +320,12 @@ class Memory:
         self._report(f"memory {self._path} is damaged ({error}): set aside as {aside}, started anew")
 
     def _read(self, statement: str, values: Iterable[object]) -> list[tuple[Any, ...]]:
+        self._end_look()
         return self._tried(lambda: self._do(statement, values))
 
     def _write(self, work: Callable[[], T]) -> T:
         """Do this in a transaction that is on disk when it returns."""
-        self._said.clear()
+        self._end_look()
         return self._tried(lambda: self._transaction(work))
 
     def _tried(self, work: Callable[[], T]) -> T:

@@ -5,12 +5,14 @@ MESSAGES_EXAMPLES=5000 is how many examples each @given has.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import zmq
@@ -20,9 +22,15 @@ import fuzz
 from agent import Agent, make_template
 from peers import Peer
 
+if TYPE_CHECKING:
+    from postgres import Server
+
 # Of the listener, which asks for a newer Python and for packages that a node does without.
-LISTENERS_TESTS = "budget cli codec config durable intake kills loop metrics service share store systemd views".split()
-HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("sqlalchemy") is not None
+LISTENERS_TESTS = (
+    "budget cli codec config durable growth intake kills loop metrics postgresql publisher retention service share"
+    " sockets store subscribers systemd views"
+).split()
+HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("msgspec") is not None
 needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="wants Python 3.11 or newer and cf-messaged's packages")
 collect_ignore = [] if HAS_LISTENER else [f"test_{name}.py" for name in LISTENERS_TESTS]
 
@@ -77,6 +85,42 @@ def agent(tmp_path: Path, agent_template: Path) -> Iterator[Agent]:
     agent = Agent(tmp_path / "agent", agent_template)
     yield agent
     agent.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """Ended with the tests; those that want it are skipped where it is not installed."""
+    from postgres import Server, why_not
+
+    if reason := why_not():
+        pytest.skip(reason)
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgresql(postgres: Server) -> Iterator[Callable[..., str]]:
+    """URLs of new databases: of stores that are made, or of nothing."""
+    urls: list[str] = []
+
+    def make(empty: bool = False) -> str:
+        urls.append(postgres.new() if empty else postgres.new_store())
+        return urls[-1]
+
+    yield make
+    for url in urls:
+        postgres.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]:
+    """URLs of new stores of either kind, or with `empty=True` of what none was made of."""
+    if request.param == "sqlite":
+        numbers = itertools.count()
+        return lambda empty=True: f"sqlite:///{tmp_path}/store{next(numbers)}.db"
+    make: Callable[..., str] = request.getfixturevalue("postgresql")
+    return make
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ COMMAND = [sys.executable, "-m", "cf_messaged"]
 ROLES = ("request", "push", "publish", "subscribe")
 # The table with the ids of events, whose streams are numbers in it.
 HISTORY = (
-    "(SELECT stream || '-' || printf('%012d', sequence) AS id, history.*"
-    " FROM history JOIN streams ON streams.id = stream_id)"
+    "(SELECT stream || '-' || substr(CAST(1000000000000 + sequence AS TEXT), 2) AS id, history.*"
+    " FROM history JOIN streams ON streams.id = stream_id) AS told"
 )
 # Any port that is free.
 ANYWHERE = [option for role in ROLES for option in (f"--{role}", "tcp://127.0.0.1:*")]
@@ -51,11 +51,12 @@ def question(view: str, parameters: dict[str, Any] | None = None, id: str = "q1"
 
 
 class Listener:
-    """Runs until it is ended; `heard` is what it wrote to stderr."""
+    """Runs until it is ended; `heard` is what it wrote to stderr. url: of its store, if that is not in the folder."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, url: str | None = None) -> None:
         self.store = folder / "store.db"
-        command = [*COMMAND, "run", "--store", f"sqlite:///{self.store}", *ANYWHERE, *options]
+        self.url = url or f"sqlite:///{self.store}"
+        command = [*COMMAND, "run", "--store", self.url, *ANYWHERE, *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -89,7 +90,7 @@ class Listener:
 
     def view(self, name: str) -> list[dict[str, Any]]:
         """The rows of a view, by the command line, beside the daemon."""
-        command = [*COMMAND, "view", name, "--store", f"sqlite:///{self.store}", "--json"]
+        command = [*COMMAND, "view", name, "--store", self.url, "--json"]
         ended = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, timeout=scaled(60))
         rows: list[dict[str, Any]] = json.loads(ended.stdout)
         return rows
@@ -141,6 +142,26 @@ class Node:
 
     def ask(self, view: str, parameters: dict[str, Any] | None = None) -> Answer:
         return self.say(question(view, parameters))
+
+
+# What a node has where nobody answers it.
+TELLS = {"push": zmq.PUSH, "publish": zmq.XPUB, "pair": zmq.PAIR}
+
+
+class Teller:
+    """Says events where nobody answers."""
+
+    def __init__(self, context: zmq.Context[Socket], listener: Listener, role: str) -> None:
+        self.socket = context.socket(TELLS[role])
+        self.socket.rcvtimeo = self.socket.sndtimeo = self.socket.linger = int(scaled(60) * 1000)
+        self.socket.connect(listener.endpoints[role])
+        self._before = [b"a topic"] if role == "publish" else []
+        if role == "publish":
+            self.socket.recv()  # the listener's subscription: what is published before it is lost
+
+    def tell(self, *said: Event | bytes) -> None:
+        for one in said:
+            self.socket.send_multipart([*self._before, one if isinstance(one, bytes) else encode_event(one)])
 
 
 def cf_messaged(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ COUNTERS = {
     "cf_messaged_stored_total": "stored",
     "cf_messaged_duplicates_total": "duplicates",
     "cf_messaged_later_total": "later",
+    "cf_messaged_lost_total": "lost",
     "cf_messaged_views_answered_total": "answered",
     "cf_messaged_answers_dropped_total": "dropped",
     "cf_messaged_published_total": "published",
@@ -61,7 +62,7 @@ def test_counters_in_words() -> None:
     counters = Counters(stored=3, duplicates=1, later=4, answered=5, dropped=6, published=9, batches=2)
     counters.received.update(request=6, push=2)
     assert str(counters) == (
-        "received 8, stored 3, duplicates 1, refused 0, later 4, views answered 5, answers dropped 6, batches 2"
+        "received 8, stored 3, duplicates 1, refused 0, later 4, lost 0, views answered 5, answers dropped 6, batches 2"
     )
     counters.refused.update(promised=1, cloned=2)
     assert "duplicates 1, refused 3 (2 cloned, 1 promised), later 4," in str(counters)
@@ -84,7 +85,7 @@ def test_a_scrape_tells_every_counter_as_it_is_now(served: Metrics) -> None:
     for number, field in enumerate(COUNTERS.values(), 1):
         setattr(served.counters, field, number)
     found = scrape(address)
-    assert [found[name, ""] for name in COUNTERS] == [1, 2, 3, 4, 5, 6, 7]
+    assert [found[name, ""] for name in COUNTERS] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_scrape_tells_sockets_and_reasons(served: Metrics) -> None:

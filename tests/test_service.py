@@ -40,7 +40,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts listeners, all with one store, and ends them with the test; settings go to a file of settings."""
     started: list[Listener] = []
 
-    def start(*options: str, folder: Path = tmp_path, **settings: Any) -> Listener:
+    def start(*options: str, folder: Path = tmp_path, url: str | None = None, **settings: Any) -> Listener:
         if settings:
             lines = (
                 f"{name} = {str(value).lower() if isinstance(value, bool) else value!r}"
@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             )
             (tmp_path / "settings.toml").write_text("\n".join(lines))
             options += ("--config", str(tmp_path / "settings.toml"))
-        started.append(Listener(folder, *options))
+        started.append(Listener(folder, *options, url=url))
         return started[-1]
 
     yield start

@@ -2,6 +2,7 @@
 -- :name text = NULL
 -- column data json
 -- column time time
+-- column age_s age
 SELECT name, data, node, time, (:now - received) / 1000000 AS age_s
 FROM latest
 WHERE kind = 'common'

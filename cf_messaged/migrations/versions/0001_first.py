@@ -149,4 +149,6 @@ def _make_changes() -> None:
         sa.Column("received", _BIG, nullable=False),
     )
     op.create_index("changes_received", "changes", ["received"])
-    op.create_index("changes_of_node", "changes", ["node", "name", "received"])
+    op.create_index("changes_of_node", "changes", ["node", "received"])
+    op.create_index("changes_of_name", "changes", ["name", "received"])
+    op.create_index("changes_of_both", "changes", ["node", "name", "received"])

@@ -1,0 +1,125 @@
+"""Moves what was written from the log of a SQLite database into its file, in a thread, so that no commit has to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+# The log is begun anew when it has grown to this and all of it is moved. A larger one holds more versions of a page, of
+# which one is moved; a smaller one is sooner recovered after a crash.
+LOG_BYTES = 16 * 1024 * 1024
+# Between two tries, while a view reads what was there before: as long as it does, the log cannot be begun anew.
+PAUSE_S = 0.5
+# What was written meanwhile is little enough for the writer to wait for if a checkpoint beside it took no longer than
+# this; but after so many it is waited for anyway, or the log of a slow disk would grow for ever.
+SHORT_S, MOST = 0.1, 4
+
+
+class Checkpoints:
+    """Of an open database. The writer calls `begin` before each transaction, `committed` after it, and `stop`.
+
+    Only passive checkpoints are made, which wait for nobody and hold up nobody. Beside a writer that never rests they
+    move all but what is written meanwhile, and the log would never end: so the last of them has the writer wait.
+
+    SQLite before 3.51.3 can lose pages if a checkpoint that finds nothing to move begins just when a writer begins the
+    log anew (sqlite.org/wal.html#walresetbug). Here each finds something: what was changed after the one before ended.
+    """
+
+    def __init__(self, path: str, writer: sqlite3.Connection) -> None:
+        self._path, self._writer = path, writer
+        # Opened now, and its log too, while they are what the writer has.
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
+        self._turn = threading.Condition()  # who has it writes, or keeps the writer waiting
+        self._is_writing = self._stopping = self._is_told = False
+        self._changes = self._moved = (
+            writer.total_changes
+        )  # rows: that are committed, and that were when the last ended
+        self._size = 0
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    # ---- for the writer
+
+    def begin(self) -> None:
+        self._turn.acquire()
+        self._is_writing = True
+
+    def committed(self) -> None:
+        """Raises OSError if there is no log any more: SQLite would write on into a file that nobody can read again."""
+        self._changes = self._writer.total_changes
+        # When it is begun anew it is cut to LOG_BYTES: one that is larger was not.
+        self._size = os.stat(f"{self._path}-wal").st_size
+        self._end()
+
+    def stop(self) -> None:
+        """Nothing is moved any more when this returns. A transaction that was begun counts as ended."""
+        self._stopping = True
+        if not self._is_writing:
+            self._turn.acquire()
+        self._end()
+        while self._thread.is_alive():
+            self._connection.interrupt()
+            self._thread.join(0.05)
+        self._connection.close()
+
+    def _end(self) -> None:
+        self._is_writing = False
+        self._turn.notify_all()
+        self._turn.release()
+
+    # ---- in the thread
+
+    def _run(self) -> None:
+        while self._is_due():
+            try:
+                self._checkpoint()
+            except sqlite3.Error as error:
+                self._tell(error)
+            with self._turn:
+                self._turn.wait_for(lambda: self._stopping, PAUSE_S)
+
+    def _is_due(self) -> bool:
+        with self._turn:
+            return self._wait(lambda: self._size > LOG_BYTES and self._has_changed())
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        """False if it is to stop."""
+        self._turn.wait_for(lambda: self._stopping or until())
+        return not self._stopping
+
+    def _has_changed(self) -> bool:
+        return self._changes > self._moved
+
+    def _checkpoint(self) -> None:
+        for _ in range(MOST):
+            with self._turn:
+                if not self._wait(self._has_changed):
+                    return
+            began_s = time.monotonic()
+            self._move()
+            if time.monotonic() - began_s < SHORT_S:
+                break
+        with self._turn:
+            if self._wait(self._has_changed):
+                self._move()
+
+    def _move(self) -> None:
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            with self._turn:
+                self._moved = self._changes
+
+    def _tell(self, error: sqlite3.Error) -> None:
+        """Once: the writer notices by itself what is wrong with the database."""
+        if not (self._stopping or self._is_told):
+            log.warning("%s-wal grows, since it cannot be moved into the database: %s", self._path, error)
+        self._is_told = True

@@ -1,0 +1,140 @@
+"""What is too old is removed between batches, in small steps: how much in one, and when the next is due."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPICursor
+
+from cf_messaged import old_rows, partitions
+from cf_messaged.database import StoreUnavailable
+from cf_messaged.old_rows import Place, Turn
+from cf_messaged.partitions import DAY_US, Partitions
+
+log = logging.getLogger(__name__)
+
+# A node says an event again until it is answered: for `expire`, at most 43200 minutes or 30 days, and once more then.
+# Who forgets before that it was stored, stores it twice.
+SEEN_DAYS = 45.0
+# A step holds up what comes meanwhile, like a batch.
+STEP_S = 0.008
+# Rows of a statement: of the first in a step, when nobody knows yet how long they take, and of any.
+FIRST, MOST = 16, 2048
+# From a step to the next, in times of what it took: while events come, and while none do.
+PAUSE_BUSY, PAUSE_IDLE = 5, 1
+# After nothing was left, or nothing could be removed.
+LOOK_S = 60.0
+
+
+class Keep(NamedTuple):
+    """Days."""
+
+    state: float = 30
+    dynamic: float = 365
+    changes: float = 365
+    seen: float = SEEN_DAYS
+
+
+class Task(Protocol):
+    @property
+    def kept(self) -> str:
+        """The field of Keep that it goes by."""
+
+    def run(self, cursor: DBAPICursor, place: Place, turn: Turn) -> Place | None:
+        """Where to go on; None: there is nothing left to do."""
+
+
+class Swept(NamedTuple):
+    """place: where the task goes on; None: it is done. tasks: how many there are."""
+
+    place: Place | None
+    tasks: int
+
+
+class Sweepable(Protocol):
+    """A store. Raises StoreUnavailable; None: it is not open."""
+
+    def sweep(self, work: Callable[[sa.Connection], Swept]) -> Swept | None: ...
+
+
+class Sweeper:
+    """To be called after each round of a loop, by `step`; the loop waits no longer than `poll_s`."""
+
+    def __init__(self, store: Sweepable, keep: Keep) -> None:
+        self.keep = keep
+        self._store = store
+        self._task, self._place = 0, Place()
+        self._look_s = self._ended_s = self._took_s = 0.0
+        self._has_failed = False
+
+    def poll_s(self, now_s: float) -> float:
+        return max(0.0, self._due_s(PAUSE_IDLE) - now_s)
+
+    def step(self, now_us: int, busy: bool) -> None:
+        """Does nothing until it is due. busy: events came in this round."""
+        began_s = time.monotonic()
+        if began_s < self._due_s(PAUSE_BUSY if busy else PAUSE_IDLE):
+            return
+        is_left = self._try(now_us)
+        self._ended_s = time.monotonic()
+        self._took_s = self._ended_s - began_s
+        if not is_left:
+            self._look_s = self._ended_s + LOOK_S
+
+    def _due_s(self, pause: float) -> float:
+        return max(self._look_s, self._ended_s + pause * self._took_s)
+
+    def _try(self, now_us: int) -> bool:
+        """Whether there is something left to do now."""
+        try:
+            swept = self._store.sweep(lambda connection: self._sweep(connection, now_us))
+        except StoreUnavailable as error:
+            if not self._has_failed:
+                log.error("what is too old cannot be removed: %s", error)
+            self._has_failed = True
+            return False
+        if swept is None:
+            return False
+        self._has_failed = False
+        self._place = swept.place or Place()
+        self._task = (self._task + (swept.place is None)) % swept.tasks
+        return swept.place is not None or self._task > 0
+
+    def _sweep(self, connection: sa.Connection, now_us: int) -> Swept:
+        there_are = tasks(connection.dialect)
+        task = there_are[self._task]
+        before_us = now_us - int(getattr(self.keep, task.kept) * DAY_US)
+        with closing(connection.connection.cursor()) as cursor:
+
+            def work() -> Place | None:
+                return in_chunks(task, cursor, self._place, Turn(now_us, before_us, FIRST))
+
+            place = partitions.alone(cursor, work) if connection.dialect.name == "postgresql" else work()
+        return Swept(place, len(there_are))
+
+
+def in_chunks(task: Task, cursor: DBAPICursor, place: Place, turn: Turn) -> Place | None:
+    """Each of twice as many rows as the one before, as long as it can be expected to end in time."""
+    began_s = ended_s = time.monotonic()
+    while True:
+        chunk_s = ended_s
+        after = task.run(cursor, place, turn)
+        ended_s = time.monotonic()
+        if after is None or ended_s - began_s + 2 * (ended_s - chunk_s) > STEP_S:
+            return after
+        place, turn = after, turn._replace(most=min(2 * turn.most, MOST))
+
+
+@lru_cache(4)
+def tasks(dialect: sa.Dialect) -> Sequence[Task]:
+    kinds = ("state", "dynamic")
+    of_history: list[Task] = [old_rows.history(dialect, kind) for kind in kinds]
+    if dialect.name == "postgresql":
+        of_history = [*(Partitions(kind) for kind in kinds), *(old_rows.rest(dialect, kind) for kind in kinds)]
+    return [*of_history, old_rows.changes(dialect), old_rows.seen(dialect)]
