@@ -72,7 +72,8 @@ class Checkpoints:
 
     def _end(self) -> None:
         self._is_writing = False
-        self._turn.notify_all()
+        if self._size > LOG_BYTES or self._stopping:  # to wake the thread for nothing costs as much as a commit
+            self._turn.notify_all()
         self._turn.release()
 
     # ---- in the thread

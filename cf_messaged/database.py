@@ -90,7 +90,7 @@ class Database(Protocol):
         """A connection of its driver that cannot write, and is cut by the limits; beside a daemon that runs."""
 
     def ask(self, connection: Any, sql: str, given: Mapping[str, Any], types: Mapping[str, str]) -> Any:
-        """A cursor of such a connection, to be closed. Values come by name, `:name`; types of them: see parameters.py."""
+        """A cursor of such a connection, to be closed. Values come by name, `:name`; types: of parameters.py."""
 
     def in_words_of_views(self, error: Exception, limits: Limits) -> str | None:
         """What is wrong with a view that failed by this; None if it is not the view's fault."""

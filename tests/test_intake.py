@@ -115,7 +115,7 @@ def test_verdicts_become_answers() -> None:
 
 def is_understood(frames: list[bytes]) -> None:
     envelope, said = intake.read(frames, STORE)
-    assert envelope == frames[: len(envelope)] and envelope
+    assert envelope and envelope == frames[: len(envelope)]
     assert isinstance(said, Event) or decode_answer(encode_answer(said)).reason
 
 
