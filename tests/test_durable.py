@@ -168,8 +168,8 @@ EVENTS = [event(sequence, data=event(sequence).id) for sequence in range(1, 301)
 UNSAFE_LISTENER = """
 from cf_messaged import cli, sqlite
 prepare = sqlite._prepare
-def unsafe(connection, record):
-    prepare(connection, record)
+def unsafe(connection):
+    prepare(connection)
     connection.execute("PRAGMA synchronous = OFF")
 sqlite._prepare = unsafe
 cli.main()
