@@ -1,0 +1,132 @@
+"""Who subscribes at a cf-messaged: gets the last values at once, then each new one, and holds up nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+import zmq
+
+from cf_messaged.publisher import INTERVAL_S
+from cf_messaging.wire import MAX_TOPIC_BYTES, STORED, Event, decode_event
+from listener import Listener, Node, event
+from peers import Socket, scaled
+from test_service import Start, start, statuses  # noqa: F401 - a fixture
+
+Subscribe = Callable[..., Socket]
+KINDS = ("static", "dynamic", "state", "common")
+
+
+@pytest.fixture
+def running(start: Start) -> Listener:  # noqa: F811
+    return start()
+
+
+@pytest.fixture
+def node(running: Listener, plain: zmq.Context[Socket]) -> Node:
+    return Node(plain, running.endpoint)
+
+
+@pytest.fixture
+def subscribe(running: Listener, plain: zmq.Context[Socket]) -> Subscribe:
+    """A plain SUB with such prefixes."""
+
+    def subscribe(*prefixes: bytes, **options: int) -> Socket:
+        subscriber = plain.socket(zmq.SUB)
+        subscriber.rcvtimeo, subscriber.linger = int(scaled(30) * 1000), 0
+        for name, value in options.items():
+            setattr(subscriber, name, value)
+        subscriber.connect(running.endpoints["subscribe"])
+        for prefix in prefixes:
+            subscriber.subscribe(prefix)
+        return subscriber
+
+    return subscribe
+
+
+def heard(subscriber: Socket) -> Event:
+    """The event of a message whose topic is the event's."""
+    topic, frame = subscriber.recv_multipart()
+    said = decode_event(frame)
+    assert topic == f"{said.kind}/{said.name}/{said.node}/".encode()
+    return said
+
+
+def test_the_last_values_then_each_new_one(node: Node, subscribe: Subscribe) -> None:
+    """Of every kind and node, as they were said; of what comes later each value, in order."""
+    said = [event(number, kind, name=f"a {kind}", data=[number, "é"]) for number, kind in enumerate(KINDS, 1)]
+    node.say_all([event(9, name="old", node="web2"), event(10, name="old", node="web2"), *said])
+    late = subscribe(b"")
+    last = [event(10, name="old", node="web2"), *said]
+    got = sorted((heard(late) for _ in last), key=lambda each: each.id)
+    assert [each._replace(time="") for each in got] == [each._replace(time="") for each in sorted(last)]
+    new = [event(number, name="new", data=number) for number in range(11, 60)]
+    assert set(statuses(node.say_all(new))) == {STORED}
+    assert [heard(late).data for _ in new] == list(range(11, 60))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        (b"common/", ["dns", "é/x"]),
+        (b"common/dns/", ["dns"]),
+        (b"common/dns/web1/", ["dns"]),
+        (b"com", ["dns", "é/x"]),
+        ("common/é/".encode(), ["é/x"]),
+        ("common/é".encode()[:-1], ["é/x"]),
+    ],
+)
+def test_a_prefix(node: Node, subscribe: Subscribe, prefix: bytes, names: list[str]) -> None:
+    """What begins with it, and nothing else; also where it ends in the middle of a character."""
+    node.say_all([event(1, "common", name="dns"), event(2, "common", name="é/x"), event(3, name="load")])
+    late = subscribe(prefix)
+    assert sorted(heard(late).name for _ in names) == sorted(names)
+    node.say_all([event(4, name="load"), event(5, "common", name=names[0], data="new")])
+    while (said := heard(late)).data != "new":
+        assert said.name in names  # again, as another one may have come
+
+
+def test_those_who_come_cost_a_standing_one_little(node: Node, running: Listener, subscribe: Subscribe) -> None:
+    """However many come, a value is said again at most once an interval."""
+    values, comers = 5, 60
+    node.say_all([event(number, name=f"load {number}") for number in range(1, values + 1)])
+    standing = subscribe(b"state/")
+    for _ in range(values):
+        heard(standing)
+    began_s = time.monotonic()
+    for number in range(comers):
+        with closing(subscribe(b"state/load %d/" % (number % values + 1))) as comer:
+            heard(comer)
+    intervals = (time.monotonic() - began_s) / INTERVAL_S + 2
+    node.say(event(99, name="end"))
+    again = 0
+    while heard(standing).name != "end":
+        again += 1
+    assert 0 < again <= values * intervals
+
+
+def test_a_subscriber_that_does_not_read_stops_nobody(node: Node, subscribe: Subscribe) -> None:
+    """It loses what does not fit; nodes are answered, and others get everything."""
+    subscribe(b"", rcvhwm=1, rcvbuf=4096)
+    reader = subscribe(b"state/")
+    node.say(event(1, name="first"))
+    assert heard(reader).name == "first"
+    for first in range(2, 4002, 100):
+        assert set(statuses(node.say_all(event(number, data="x" * 2000) for number in range(first, first + 100)))) == {
+            STORED
+        }
+    got = {heard(reader).id for _ in range(4000)}
+    assert len(got) == 4000
+
+
+def test_hostile_subscriptions(node: Node, running: Listener, subscribe: Subscribe) -> None:
+    """Many, long, or of nothing that there is: they are harmless, and who comes then is served."""
+    hostile = subscribe(*(b"state/%d" % number for number in range(12_000)), b"\xff\xfe", b"x" * MAX_TOPIC_BYTES)
+    assert node.say(event(1, name="load")).status == STORED
+    assert heard(subscribe(b"state/load/")).name == "load"
+    hostile.close()
+    assert node.say(event(2, name="load")).status == STORED
+    assert running.end() == 0
+    assert not [line for line in running.heard if "a bug" in line]
