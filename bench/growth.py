@@ -1,6 +1,6 @@
 """Measures what must not cost more the more is kept: see script/proof growth.
 
-X 0 only if at no size it is more than twice of what it is at the smallest.
+Exit status 0 only if nothing costs more than twice at a larger size of what it costs at the smallest.
 """
 
 from __future__ import annotations

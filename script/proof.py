@@ -287,7 +287,22 @@ def _without_a_skip(file: str, environment: dict[str, str]) -> bool:
     return passed and not tally.skipped
 
 
-PROOFS = {"agents": agents, "python": pythons, "fuzz": fuzz, "kills": kills, "durable": durable}
+# ---- growth
+
+
+def growth() -> bool:
+    """What a kept promise, an acknowledgement and each view cost with little and with much that is kept."""
+    return subprocess.run([sys.executable, str(REPOSITORY / "bench/growth.py")], check=False).returncode == 0
+
+
+PROOFS = {
+    "agents": agents,
+    "python": pythons,
+    "fuzz": fuzz,
+    "kills": kills,
+    "durable": durable,
+    "growth": growth,
+}
 
 
 if __name__ == "__main__":
