@@ -71,8 +71,11 @@ class Forgetting:
         return Step(gone.rowcount, last)
 
     def _remove_rest(self, connection: sa.Connection) -> Step:
-        # A listener writes it before what is of this node: so that is complete, or will begin anew.
-        connection.execute(sa.select(nodes.c.node).where(nodes.c.node == self._node).with_for_update())
+        # A listener writes it before what is of this node: so that is complete, or will begin anew. Without it there is
+        # nothing, or what begins just now.
+        there = connection.execute(sa.select(nodes.c.node).where(nodes.c.node == self._node).with_for_update()).first()
+        if there is None:
+            return Step(0, None)
         removed = 0
         for table in (latest, *self._last):
             later = [table.c.row > self._last[table]] if table in self._last and self._name is not None else []

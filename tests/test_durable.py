@@ -167,11 +167,9 @@ def without_syncs(trace: list[str]) -> list[str]:
 EVENTS = [event(sequence, data=event(sequence).id) for sequence in range(1, 301)]
 UNSAFE_LISTENER = """
 from cf_messaged import cli, sqlite
-prepare = sqlite._prepare
 def unsafe(connection):
-    prepare(connection)
     connection.execute("PRAGMA synchronous = OFF")
-sqlite._prepare = unsafe
+sqlite._sync = unsafe
 cli.main()
 """
 

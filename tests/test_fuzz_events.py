@@ -341,14 +341,18 @@ class Store:
 
     def check(self) -> None:
         """All of it is there once, as it was said, and nothing else."""
-        said, latest = self._said.values(), sql(self._path, OF_LATEST)
+        said, latest = self._said.values(), self._rows(OF_LATEST)
         assert sorted(sql(self._path, OF_SEEN)) == sorted(self._said)
-        assert sorted(sql(self._path, OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
+        assert sorted(self._rows(OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
         assert dict(sql(self._path, OF_NODES)) == Counter(node for node, _ in self._said)
         assert set(latest) <= set(said)
         assert sorted(map(of_whom, latest)) == sorted(set(map(of_whom, said)))
         common = [name for _, _, kind, name, _ in latest if kind == "common"]
         assert len(common) == len(set(common))
+
+    def _rows(self, query: str) -> list[tuple[str, ...]]:
+        """The same value may be written otherwise."""
+        return [(*row, wire.canonical(json.loads(data))) for *row, data in sql(self._path, query)]
 
 
 def of_whom(row: tuple[str, ...]) -> tuple[str, ...]:

@@ -339,9 +339,10 @@ def test_a_deleted_database_is_noticed(start: Start, plain: zmq.Context[Socket])
     node = Node(plain, listener.endpoint)
     before = node.say(event(1))
     listener.store.unlink()
-    later = node.say(event(2))
-    assert (later.status, later.store) == (LATER, before.store)
     stored = node.say(event(2))
+    if stored.status == LATER:  # else it was noticed before, when the listener looked for what is too old
+        assert stored.store == before.store
+        stored = node.say(event(2))
     assert stored.status == STORED and stored.store != before.store
     assert select(listener, f"SELECT id FROM {HISTORY}") == [(event(2).id,)]
     assert [row["id"] for row in node.ask("history").rows] == [event(2).id]
