@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.forgetting import Forgetting
 from cf_messaged.intake import Verdict
 from cf_messaged.news import LAST, event_of
-from cf_messaged.publisher import Key, Value, bounds
+from cf_messaged.publisher import CHUNK_BYTES, Key, Value, bounds
 from cf_messaged.statements import statements
 from cf_messaged.tables import history, identity, latest
 from cf_messaging.wire import Event
@@ -93,11 +93,9 @@ class Store:
         wanted = [latest.c.kind.in_(begun.kinds), latest.c.name >= begun.first]
         wanted += [latest.c.name < begun.end] if begun.end is not None else []
         wanted += [sa.tuple_(*key) > sa.tuple_(*map(sa.literal, after))] if after else []
-        with self._transaction() as connection:
-            page = connection.execute(
-                LAST.where(*wanted).order_by(latest.c.kind, latest.c.name, latest.c.node).limit(limit)
-            )
-            return [Value(row.kind, row.name, row.node, encode_event(event_of(row))) for row in page]
+        page = LAST.where(*wanted).order_by(*key).limit(limit)
+        with self._transaction() as connection, connection.execute(page) as rows:
+            return _page(rows)
 
     def forget(self, node: str, name: str | None = None, told: Callable[[int], None] = lambda _: None) -> int:
         """Removes what is kept of a node, or of one name of it; returns how many rows. Ids stay taken. told: how many
@@ -195,6 +193,18 @@ class Store:
             connection.engine.dispose()
             raise
         return connection
+
+
+def _page(rows: Iterable[Any]) -> list[Value]:
+    """As many as are not too large together, but one at least."""
+    page: list[Value] = []
+    size = 0
+    for row in rows:
+        page.append(Value(row.kind, row.name, row.node, encode_event(event_of(row))))
+        size += len(page[-1].frame)
+        if size > CHUNK_BYTES:
+            break
+    return page
 
 
 def migrate(connection: sa.Connection) -> None:

@@ -385,3 +385,14 @@ def test_no_question_of_the_intake_scans(file: Kept, query: str, index: str) -> 
     """What is asked for each batch finds its rows by an index, however many there are."""
     [plan] = file.rows(f"EXPLAIN QUERY PLAN {query}")
     assert "SEARCH" in plan[3] and index in plan[3]
+
+
+def test_a_page_of_last_values_is_bounded(store: Kept) -> None:
+    """By bytes too; page after page all values come, in the order of their keys."""
+    add(store, *(event(number, name=f"{number:02d}", data="x" * 1_000_000) for number in range(1, 21)))
+    pages, after = [], None
+    while page := store.last(b"", after, 256):
+        pages.append([value.name for value in page])
+        after = page[-1].key
+    assert len(pages) > 1 and [name for page in pages for name in page] == [f"{number:02d}" for number in range(1, 21)]
+    assert store.last(b"state/0", None, 256)[0].name == "01" and store.last(b"nothing/", None, 256) == []
