@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 # Who forgets before that it was stored, stores it twice.
 SEEN_DAYS = 45.0
 # A step holds up what comes meanwhile, like a batch.
-STEP_S = 0.008
+STEP_S = 0.005
 # Rows of a statement: of the first in a step, when nobody knows yet how long they take, and of any.
 FIRST, MOST = 16, 2048
 # From a step to the next, in times of what it took: while events come, and while none do.
-PAUSE_BUSY, PAUSE_IDLE = 5, 1
+PAUSE_BUSY, PAUSE_IDLE = 10, 5
 # After nothing was left, or nothing could be removed.
 LOOK_S = 60.0
 

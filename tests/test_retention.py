@@ -112,8 +112,8 @@ def test_a_step_is_small(store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While events come the next one is due after five times what one took, else after as long; and seldom if nothing
-    is left.
+    """The next one is due after some times what one took, more often while no events come; and seldom if nothing is
+    left.
     """
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -130,14 +130,14 @@ def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> Non
     slow = Slow()
     sweeper = Sweeper(slow, KEEP)
     sweeper.step(NOW_US, busy=True)
-    assert sweeper.poll_s(clock[0]) == 1.0
-    clock[0] += 4.9
+    assert sweeper.poll_s(clock[0]) == retention.PAUSE_IDLE < retention.PAUSE_BUSY
+    clock[0] += retention.PAUSE_BUSY - 0.1
     sweeper.step(NOW_US, busy=True)
     assert len(took) == 1
     sweeper.step(NOW_US, busy=False)
     assert len(took) == 2
     slow.left = False
-    clock[0] += 5.0
+    clock[0] += retention.PAUSE_BUSY
     sweeper.step(NOW_US, busy=True)
     assert len(took) == 3 and sweeper.poll_s(clock[0]) == retention.LOOK_S
 
