@@ -13,10 +13,11 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
+from sqlalchemy import make_url
 
 from cf_messaged import __version__, views
 from cf_messaged.config import BadConfig, Config, load
-from cf_messaged.database import Limits, StoreUnavailable, database
+from cf_messaged.database import Limits, StoreUnavailable, database, without_password
 from cf_messaged.follow import Follower, Watch
 from cf_messaged.metrics import CannotServe
 from cf_messaged.shown import Shown, one_line, terminal_width, working
@@ -119,7 +120,8 @@ def check_config(config_path: str | None, store: str | None) -> None:
         _check_views(config)
     except views.BadView as error:
         fail(error)
-    for name, value in asdict(config).items():
+    shown = {**asdict(config), "store": without_password(make_url(config.store))}
+    for name, value in shown.items():
         if value is not None:
             click.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}")
 

@@ -23,11 +23,11 @@ from agent import Agent, make_template
 from peers import Peer
 
 if TYPE_CHECKING:
-    from postgres import Server
+    from postgres import Kept, Server
 
 # Of the listener, which asks for a newer Python and for packages that a node does without.
 LISTENERS_TESTS = (
-    "budget cli codec config durable follow forget growth intake kills loop metrics postgresql publisher reload"
+    "budget cli codec config durable follow forget growth intake kills loop metrics news postgresql publisher reload"
     " retention service share shown sockets store subscribers systemd views"
 ).split()
 HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("msgspec") is not None
@@ -111,6 +111,28 @@ def postgresql(postgres: Server) -> Iterator[Callable[..., str]]:
     yield make
     for url in urls:
         postgres.drop(url)
+
+
+@pytest.fixture
+def shared(postgresql: Callable[..., str]) -> str:
+    """The URL of a store of several listeners, with nothing in it."""
+    return postgresql()
+
+
+@pytest.fixture
+def stores(shared: str) -> Iterator[Callable[[], Kept]]:
+    """Opens that store, each time as another listener does."""
+    from postgres import Kept
+
+    opened: list[Kept] = []
+
+    def open() -> Kept:
+        opened.append(Kept(shared))
+        return opened[-1]
+
+    yield open
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

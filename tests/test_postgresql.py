@@ -6,12 +6,11 @@ import itertools
 import json
 import os
 import random
-import select
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -19,42 +18,24 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+import zmq
 
 import fuzz
-from cf_messaged import news, postgresql
+from cf_messaged import postgresql
 from cf_messaged.database import StoreUnavailable, database
 from cf_messaged.intake import Verdict
+from cf_messaged.postgresql import Gone
 from cf_messaged.store import TRIES, Store
-from cf_messaging.wire import DUPLICATE, KINDS, REFUSED, STORED, Event, parse_id
-from listener import HISTORY, OTHER_STREAM, cf_messaged, event
-from peers import scaled
-from postgres import Kept, Server, rows
+from cf_messaging.wire import DUPLICATE, KINDS, LATER, REFUSED, STORED, Event, parse_id
+from listener import HISTORY, OTHER_STREAM, Node, cf_messaged, event
+from peers import Socket, scaled
+from postgres import Kept, Server, rows, why_not
 from test_service import Start, start  # noqa: F401 - a fixture
 
 Make = Callable[..., str]
 
 LONGEST_S = 60
 EXAMPLES = int(os.environ.get("MESSAGES_EXAMPLES", "50"))
-
-
-@pytest.fixture
-def url(postgresql: Make) -> str:
-    """Of a store that is made."""
-    return postgresql()
-
-
-@pytest.fixture
-def stores(url: str) -> Iterator[Callable[[], Kept]]:
-    """Opens the store, each time as another listener does."""
-    opened: list[Kept] = []
-
-    def open() -> Kept:
-        opened.append(Kept(url))
-        return opened[-1]
-
-    yield open
-    for store in opened:
-        store.close()
 
 
 def add(store: Store, *events: Event, at: int = 1) -> list[str]:
@@ -71,10 +52,14 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return found
 
 
+BACKENDS = """
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'cf-messaged' AND datname = current_database()
+"""
+
+
 def waits_for_a_lock(url: str) -> Callable[[], bool]:
     """Whether a listener does."""
-    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'cf-messaged' AND wait_event_type = 'Lock'"
-    return lambda: bool(rows(url, f"{query} AND datname = current_database()"))
+    return lambda: bool(rows(url, f"{BACKENDS} AND wait_event_type = 'Lock'"))
 
 
 # ---- what a server must be
@@ -128,17 +113,19 @@ def test_a_database_of_another_encoding_is_refused(postgres: Server) -> None:
     postgres.drop(url)
 
 
-def test_an_older_server_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_server_is_refused(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says which there is and which is needed."""
     monkeypatch.setattr(postgresql, "OLDEST", 10**7)
     with pytest.raises(StoreUnavailable, match=r"PostgreSQL [0-9]+ is too old: 1000 is needed"):
-        Store(url)
+        Store(shared)
 
 
-def test_settings_of_the_url_are_kept(url: str) -> None:
+def test_settings_of_the_url_are_kept(shared: str) -> None:
     """As far as they are not those of a session that is durable."""
     given = "-c search_path=public -c work_mem=7MB -c synchronous_commit=off"
-    store = Store(sa.make_url(url).update_query_dict({"options": given, "application_name": "mine"}).render_as_string())
+    store = Store(
+        sa.make_url(shared).update_query_dict({"options": given, "application_name": "mine"}).render_as_string()
+    )
     with store._transaction() as connection:
         shown = [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("work_mem", "synchronous_commit")]
         assert [*shown, connection.exec_driver_sql("SHOW application_name").scalar()] == ["7MB", "on", "mine"]
@@ -220,23 +207,25 @@ def test_what_one_stores_the_others_know(stores: Callable[[], Kept]) -> None:
     assert [value.key for value in second.last(b"", None, 10)] == [("common", "ntp", "web1"), ("state", "load", "web1")]
 
 
-def test_a_deadlock_is_tried_again(url: str, stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deadlock_is_tried_again(shared: str, stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that the server ended, since another program locked its rows in another order, is stored all the same."""
     monkeypatch.setitem(postgresql._TO_WRITE, "lock_timeout", scaled(LONGEST_S) * 1000)
     store = stores()
     in_the_way = recorded(store, monkeypatch)
     add(store, event(1, node="a"), event(1, node="b"))
-    rows(url, "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS"
+    rows(shared, "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN new; END'")  # fmt: skip
-    rows(url, "CREATE TRIGGER gate BEFORE UPDATE ON nodes FOR EACH ROW WHEN (new.node = 'b') EXECUTE FUNCTION gate()")
-    with ThreadPoolExecutor(2) as pool, psycopg.connect(url) as gate, psycopg.connect(url) as other:
+    rows(
+        shared, "CREATE TRIGGER gate BEFORE UPDATE ON nodes FOR EACH ROW WHEN (new.node = 'b') EXECUTE FUNCTION gate()"
+    )
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(shared) as gate, psycopg.connect(shared) as other:
         gate.execute("SELECT pg_advisory_lock(1)")
         other.execute("SET deadlock_timeout = '1h'")  # so that it is the store's transaction that is ended
         other.execute("SELECT 1 FROM nodes WHERE node = 'b' FOR UPDATE")
         stored = pool.submit(add, store, event(2, node="a"), event(2, node="b"))
-        wait_for(waits_for_a_lock(url))
+        wait_for(waits_for_a_lock(shared))
         locked = pool.submit(other.execute, "SELECT 1 FROM nodes WHERE node = 'a' FOR UPDATE")
-        wait_for(lambda: len(rows(url, "SELECT 1 FROM pg_locks WHERE NOT granted")) > 1)
+        wait_for(lambda: len(rows(shared, "SELECT 1 FROM pg_locks WHERE NOT granted")) > 1)
         gate.execute("SELECT pg_advisory_unlock(1)")
         gate.commit()
         locked.result()
@@ -276,10 +265,10 @@ def test_who_is_always_in_the_way(stores: Callable[[], Kept], monkeypatch: pytes
     assert store.rows("SELECT * FROM nodes") == []
 
 
-def test_what_is_locked_for_long(url: str, stores: Callable[[], Kept]) -> None:
+def test_what_is_locked_for_long(shared: str, stores: Callable[[], Kept]) -> None:
     """Nothing is stored while another program holds a table, and afterwards all goes on."""
     store = stores()
-    with psycopg.connect(url) as other:
+    with psycopg.connect(shared) as other:
         other.execute("LOCK TABLE latest")
         with pytest.raises(StoreUnavailable, match="another program holds it locked"):
             add(store, event(1))
@@ -432,158 +421,182 @@ def test_forgetting_beside_a_listener(stores: Callable[[], Kept]) -> None:
     assert first.rows("SELECT count(*) FROM nodes WHERE node = 'web1'") == [(told,)]
 
 
-# ---- news
+# ---- a server that is lost
 
 
-def told(store: Store, number: int) -> list[Event]:
-    """So many news, as the loop of a listener asks for them."""
-    found: list[Event] = []
-
-    def enough() -> bool:
-        wait_s = 0.0 if store.poll_s is None else store.poll_s
-        select.select(store.files(), [], [], wait_s)
-        found.extend(store.news(True))
-        return len(found) >= number
-
-    wait_for(enough)
-    return found
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Of its own, to be stopped."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with closing(Server()) as server:
+        yield server
 
 
-def test_every_listener_is_told_what_one_stores(stores: Callable[[], Kept]) -> None:
-    """Also the one that has stored it."""
-    first, second = stores(), stores()
-    assert first.news(True) == second.news(True) == []
-    said = event(1, "static", data={"a": "ä\0"}, refresh=7)._replace(policy="p.cf:1", handle="h", time=TIME_TOLD)
-    add(first, said)
-    assert told(first, 1) == told(second, 1) == [said]
-    assert first.news(True) == second.news(True) == []
+def test_a_server_that_is_away(server: Server) -> None:
+    """Nothing is stored, and all goes on when it is back; what was stored is known."""
+    with closing(Kept(server.new())) as store:
+        assert add(store, event(1)) == [STORED]
+        server.stop()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                add(store, event(2))
+        server.start()
+        assert add(store, event(1), event(2)) == [DUPLICATE, STORED]
+        assert store.rows("SELECT sequence FROM history ORDER BY sequence") == [(1,), (2,)]
 
 
-TIME_TOLD = "2026-11-24T12:00:00.000000Z"
+def test_a_server_that_does_not_answer_costs_half_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a try that took 5 s there is none for 5 s, and none is needed to say why."""
+    now_s = [100.0]
+    monkeypatch.setattr("cf_messaged.postgresql.time.monotonic", lambda: now_s[0])
+    gone, tries = Gone(), []
+
+    def reach() -> None:
+        with gone.noticed():
+            tries.append(now_s[0])
+            now_s[0] += 5
+            raise psycopg.OperationalError("timeout expired")
+
+    for moment_s in (100, 105, 109, 110.5):
+        now_s[0] = moment_s
+        with pytest.raises(psycopg.OperationalError, match="timeout expired"):
+            reach()
+    assert tries == [100, 110.5]
 
 
-def test_who_is_not_asked_for_news_has_no_connection_for_them(url: str, stores: Callable[[], Kept]) -> None:
-    """Nor does he wake up; when nobody wants them any more it is the same again."""
-    store = stores()
-    query = """
-        SELECT count(*) FROM pg_stat_activity
-        WHERE application_name = 'cf-messaged' AND datname = current_database()
-    """
-    assert store.news(False) == []
-    assert (store.files(), store.poll_s, rows(url, query)) == ([], None, [(1,)])
-    store.news(True)
-    assert len(store.files()) == 1 and store.poll_s is not None and store.poll_s <= news.POLL_S
-    store.news(False)
-    assert store.files() == []
-    assert store.poll_s is None
-    wait_for(lambda: rows(url, query) == [(1,)])
-
-
-def test_what_comes_after_the_last_values_is_news(stores: Callable[[], Kept]) -> None:
-    """Who subscribes gets what is there, then what is newer: nothing is missed between, or told again."""
-    first, second = stores(), stores()
-    add(first, event(1, name="a"), event(2, name="b"))
-    assert [value.name for value in second.last(b"", None, 10)] == ["a", "b"]
-    add(first, event(3, name="b"))
-    assert [said.id for said in told(second, 1)] == [event(3).id]
-
-
-def test_what_is_committed_late_is_not_missed(url: str, stores: Callable[[], Kept]) -> None:
-    """A transaction that began before another one, and ends after it, was told of: both are told."""
-    first, second = stores(), stores()
-    add(first, event(1, name="late"))
-    second.news(True)
-    with psycopg.connect(url) as late:
-        late.execute("UPDATE latest SET sequence = 2, batch = pg_current_xact_id()::text::bigint")
-        add(first, event(3, name="early"))
-        sleep(2 * news.HELD_BACK_S)
-        assert second.news(True) == []
-        assert second.poll_s is not None and second.poll_s <= news.HELD_BACK_S
-    assert sorted(said.id for said in told(second, 2)) == [event(2).id, event(3).id]
-
-
-def test_many_news_come_in_parts(stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once, though one transaction may have written more than a part, and the next part is due at once."""
-    monkeypatch.setattr(news, "MAX_ROWS", news.PAGE)
-    first, second = stores(), stores()
-    second.news(True)
-    names = [f"n{number}" for number in range(3 * news.PAGE)]
-    add(first, *(event(number, name=name) for number, name in enumerate(names, 1)))
-    part = told(second, 1)
-    assert len(part) == news.PAGE and second.poll_s == 0
-    assert sorted(said.name for said in part + told(second, 2 * news.PAGE)) == sorted(names)
-    assert second.news(True) == []
-
-
-def test_a_server_that_was_set_back_tells_everything(stores: Callable[[], Kept]) -> None:
-    """Its transactions have lower numbers than those that were read: rather all again than too little."""
-    store = stores()
-    add(store, event(1))
-    store.news(True)
-    assert isinstance(store._news, news.Read)
-    store._news._place = news.Place(10**12)
-    add(store, event(2, name="other"))
-    assert sorted(said.id for said in told(store, 2)) == [event(1).id, event(2).id]
-
-
-class Follower:
-    """What a listener publishes, last values and news, over connections that are cut."""
+class Insistent:
+    """A listener whose nodes say each event until it is acknowledged, and which is told of each when it is not."""
 
     def __init__(self, store: Kept) -> None:
         self._store = store
-        self.newest: dict[str, int] = {}
+        self.answers: defaultdict[int, list[str]] = defaultdict(list)
 
-    def look(self) -> None:
-        with suppress(StoreUnavailable):
-            if random.random() < 0.1:
-                for value in self._store.last(b"", None, 100):
-                    self._publish(value.name, json.loads(value.frame)["id"])
-            for said in self._store.news(True):
-                self._publish(said.name, said.id)
-        if random.random() < 0.1:
-            self._cut()
+    def say(self, numbers: Iterable[int]) -> None:
+        """In one batch, until it is stored."""
+        batch = [event(number, data=number) for number in numbers]
+        wait_for(lambda: self._try(batch))
 
-    def _publish(self, name: str, id: str) -> None:
-        _, number = parse_id(id)
-        before = self.newest.get(name, 0)
-        fuzz.count("values published", "again" if before == number else "for the first time")
-        assert before <= number
-        self.newest[name] = number
+    def _try(self, batch: list[Event]) -> bool:
+        try:
+            found = add(self._store, *batch)
+        except StoreUnavailable:
+            fuzz.count("batches cut")
+            return False
+        for said, status in zip(batch, found, strict=True):
+            self.answers[parse_id(said.id)[1]].append(status)
+        return True
 
-    def _cut(self) -> None:
-        assert isinstance(self._store._news, news.Read)
-        connection = self._store._news._connection
-        if connection is not None:
-            rows(self._store.url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
-            fuzz.count("connections for news cut")
+    def check(self) -> None:
+        """What was called stored is there; what is there, but was not called so, was a duplicate when said again."""
+        there = [number for (number,) in self._store.rows("SELECT sequence FROM history ORDER BY sequence")]
+        assert there == sorted(self.answers) and there
+        assert set(map(tuple, self.answers.values())) <= {(STORED,), (DUPLICATE,)}
+        for (status,) in self.answers.values():
+            fuzz.count("events of batches that were cut", status)
 
 
-def test_no_older_value_is_published_after_a_newer_one(
-    stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two listeners store, a third publishes: whatever is cut, the values of a name only grow, up to the last."""
-    monkeypatch.setattr(news, "POLL_S", 0.05)
-    numbers = iter(range(1, 40 * EXAMPLES))
-    one_at_a_time = threading.Lock()
+def test_connections_that_are_cut_while_a_batch_is_stored(shared: str, stores: Callable[[], Kept]) -> None:
+    """At any moment: each event is stored once, and one of which the answer was lost is a duplicate."""
+    insistent = Insistent(stores())
+    over = threading.Event()
 
-    def store_all(store: Store) -> None:
-        while batch := next_batch():
-            add(store, *(event(number, name=random.choice("abcdefgh")) for number in batch))
+    def cut() -> None:
+        query = f"SELECT pg_terminate_backend(pid) FROM ({BACKENDS} AND state <> 'idle') AS b"
+        while not over.wait(random.uniform(0, 0.03)):
+            rows(shared, query)
 
-    def next_batch() -> list[int]:
-        with one_at_a_time:
-            return list(itertools.islice(numbers, random.randint(1, 5)))
+    with ThreadPoolExecutor(1) as pool:
+        cutting = pool.submit(cut)
+        for first in range(1, 20 * EXAMPLES, 20):
+            insistent.say(range(first, first + 20))
+        over.set()
+        cutting.result()
+    insistent.check()
 
-    follower, writers = Follower(stores()), [stores(), stores()]
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(store_all, store) for store in writers]
-        while not all(one.done() for one in running):
-            follower.look()
-    assert [one.result() for one in running] == [None, None]
-    latest = dict(writers[0].rows("SELECT name, sequence FROM latest"))
 
-    def has_all() -> bool:
-        follower.look()
-        return follower.newest == latest
+def test_a_server_that_crashes_while_a_batch_is_stored(server: Server) -> None:
+    """At any moment: what was called stored is there when it is back."""
+    with closing(Kept(server.new())) as store, ThreadPoolExecutor(1) as pool:
+        insistent = Insistent(store)
+        numbers = itertools.count(1)
 
-    wait_for(has_all)
+        def restart() -> None:
+            sleep(random.uniform(0, 0.3))
+            server.stop()
+            server.start()
+
+        for _ in range(2):
+            crash = pool.submit(restart)
+            while not crash.done():
+                insistent.say(itertools.islice(numbers, 20))
+            crash.result()
+        insistent.check()
+
+
+# ---- whole listeners
+
+
+def test_two_listeners_are_one_service(shared: str, start: Start, plain: zmq.Context[Socket]) -> None:  # noqa: F811
+    """What is said to one of them, the other knows, shows in its views and publishes."""
+    first, second = start(url=shared), start(url=shared)
+    subscriber = plain.socket(zmq.SUB)
+    subscriber.rcvtimeo = int(scaled(LONGEST_S) * 1000)
+    subscriber.connect(second.endpoints["subscribe"])
+    saying, asking = Node(plain, first.endpoint), Node(plain, second.endpoint)
+    stored = saying.say(event(1, "static", "os", "debian"))
+    subscriber.subscribe(b"static/")
+    assert subscriber.recv_multipart()[0] == b"static/os/web1/"  # the last value, from which on there are news
+    assert saying.say(event(2, "static", "os", "sles")).status == STORED
+    assert json.loads(subscriber.recv_multipart()[1])["data"] == "sles"
+    duplicate = asking.say(event(1, "static", "os", "debian"))
+    assert (duplicate.status, duplicate.have, duplicate.store) == (DUPLICATE, 2, stored.store)
+    assert [row["after"] for row in asking.ask("changes").rows] == ["sles"]
+    assert first.end() == second.end() == 0
+
+
+def test_a_listener_whose_server_is_away(server: Server, start: Start, plain: zmq.Context[Socket]) -> None:  # noqa: F811
+    """`later` with the reason, and one line of log; when it is back, all goes on, views and subscribers too."""
+    listener = start(url=server.new())
+    node, subscriber = Node(plain, listener.endpoint), plain.socket(zmq.SUB)
+    subscriber.rcvtimeo = int(scaled(LONGEST_S) * 1000)
+    subscriber.connect(listener.endpoints["subscribe"])
+    subscriber.subscribe(b"state/")
+    assert node.say(event(1)).status == STORED
+    assert json.loads(subscriber.recv_multipart()[1])["id"] == event(1).id
+    server.stop()
+    later = [node.say(event(2)) for _ in range(3)]
+    assert {answer.status for answer in later} == {LATER} and "No such file or directory" in later[-1].reason
+    assert node.ask("nodes").status == LATER
+    server.start()
+    wait_for(lambda: node.say(event(2)).status in (STORED, DUPLICATE))
+    published = iter(lambda: json.loads(subscriber.recv_multipart()[1])["id"], event(2).id)
+    assert set(published) <= {event(1).id}
+    assert node.ask("nodes").rows[0]["events"] == 2
+    assert listener.end() == 0
+    complaints = [line for line in listener.heard if "error: " in line]
+    assert len(complaints) == 2 and "nothing can be stored" in "".join(complaints), complaints
+
+
+def test_the_commands(shared: str, stores: Callable[[], Kept], tmp_path: Path) -> None:
+    """view, status and forget read and write the store; check-config tells its URL without its password."""
+    add(stores(), event(1, data={"a": "ä"}), event(2, "static", "os", "debian"))
+    url = sa.make_url(shared).set(password="s3cret").render_as_string(hide_password=False)
+    (tmp_path / "settings.toml").write_text(f"store = {json.dumps(url)}\n")
+
+    def run(*arguments: str) -> str:
+        done = cf_messaged(*arguments, "--config", str(tmp_path / "settings.toml"))
+        assert (done.returncode, done.stderr) == (0, "") and "s3cret" not in done.stdout
+        return done.stdout
+
+    assert [row["data"] for row in json.loads(run("view", "latest", "--json"))] == [{"a": "ä"}, "debian"]
+    assert "nodes      1\nevents     2\n" in run("status")
+    assert "postgresql://admin:***@" in run("status") and "postgresql://admin:***@" in run("check-config")
+    assert run("forget", "web1") == "forgot web1: 4 rows\n"
+    assert run("view", "nodes") == "no rows\n"
+
+
+def test_a_database_that_is_no_store(postgresql: Make) -> None:
+    """The line says what makes it one."""
+    done = cf_messaged("status", "--store", postgresql(empty=True))
+    assert done.returncode == 1 and "it holds no store: `cf-messaged run` makes one" in done.stderr
