@@ -117,7 +117,7 @@ def test_a_subscriber_that_does_not_read_stops_nobody(node: Node, subscribe: Sub
         assert set(statuses(node.say_all(event(number, data="x" * 2000) for number in range(first, first + 100)))) == {
             STORED
         }
-    got = set()
+    got: set[str] = set()
     while len(got) < 4000:  # one may come again, for the subscriber that came last
         got.add(heard(reader).id)
 
