@@ -1,7 +1,8 @@
 """Measures durable, acknowledged events of a cf-messaged beside a bare loop that does the same. See bench/intake.
 
-Both keep them in SQLite on one file system, and are loaded by the same producers, in turn; what counts is the median of
-the ratios, pair by pair. Exit status 0 only if these are what is wanted, and all that was acknowledged is in the store.
+Both keep them on one file system, and are loaded by the same producers, in turn; what counts is the median of the
+ratios, pair by pair. Exit status 0 only if these are what is wanted, and all that was acknowledged is in the store.
+The bare loop keeps them in SQLite; of a cf-messaged on PostgreSQL the ratio to that is told, and decides nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests")]
 from cf_messaging.wire import encode_event, event_id  # noqa: E402 - from the folders just added
 from listener import Listener, event  # noqa: E402
+from postgres import Server  # noqa: E402
 
 FLOOR = ROOT / "bench/floors/intake_floor.py"
 EVENT_BYTES = 256
@@ -43,11 +45,14 @@ class Load(NamedTuple):
 
     producers: int
     in_flight: int
-    wanted: float
+    wanted: float = 0
     aim: str = ""
 
 
-LOADS = (Load(50, 100, wanted=0.25, aim="0.40"), Load(1, 1, wanted=0.7))
+LOADS = {
+    "sqlite": (Load(50, 100, wanted=0.25, aim="0.40"), Load(1, 1, wanted=0.7)),
+    "postgresql": (Load(50, 100), Load(1, 1)),
+}
 
 
 class Listening(NamedTuple):
@@ -76,6 +81,7 @@ class Settings(NamedTuple):
     seconds: float
     pairs: int
     folder: Path
+    store: str
 
 
 Side = Callable[[Path], AbstractContextManager[Listening]]
@@ -87,7 +93,7 @@ def main() -> None:
     tell_machine(settings)
     # Spawned, as the threads of a parent do not survive a fork.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-        held = [compare(child, load, settings) for load in LOADS]
+        held = [compare(child, load, settings) for load in LOADS[settings.store]]
     if not all(held):
         sys.exit("Fewer events than wanted, or not all that were acknowledged are in the store.")
 
@@ -96,6 +102,7 @@ def read_arguments() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5, help=f"of a run, after {WARM_UP_S:g} s that do not count")
     parser.add_argument("--pairs", type=int, default=5, help="how often candidate and floor take turns")
+    parser.add_argument("--store", choices=LOADS, default="sqlite", help="of cf-messaged")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where both have their stores")
     return Settings(**vars(parser.parse_args()))
 
@@ -104,12 +111,18 @@ def read_arguments() -> Settings:
 
 
 @contextmanager
-def candidate(folder: Path) -> Iterator[Listening]:
-    listener = Listener(folder)
+def candidate(folder: Path, url: str | None = None) -> Iterator[Listening]:
+    listener = Listener(folder, url=url)
     try:
         yield Listening(listener.endpoint, lambda: sum(row["events"] for row in listener.view("nodes")))
     finally:
         listener.end()
+
+
+@contextmanager
+def on_postgresql(folder: Path) -> Iterator[Listening]:
+    with closing(Server(below=folder.parent)) as server, candidate(folder, server.new_store()) as listening:
+        yield listening
 
 
 @contextmanager
@@ -238,7 +251,8 @@ def compare(child: Executor, load: Load, settings: Settings) -> bool:
 
 
 def measure_pair(child: Executor, load: Load, settings: Settings) -> Pair:
-    return measure(candidate, child, load, settings), measure(floor, child, load, settings)
+    ours = candidate if settings.store == "sqlite" else on_postgresql
+    return measure(ours, child, load, settings), measure(floor, child, load, settings)
 
 
 def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Measured:
@@ -262,7 +276,7 @@ def tell(load: Load, pairs: list[Pair], ratio: float) -> None:
     ours, theirs = (f"{median(one.a_second for one in side):,.0f}" for side in zip(*pairs))
     lost, acknowledged = (sum(column) for column in zip(*((one.lost, one.acknowledged) for one, _ in pairs)))
     print(
-        f"| {load.producers} x {load.in_flight} | {ours} | {theirs} | {ratio:.2f} | {load.wanted:.2f} | {load.aim} "
+        f"| {load.producers} x {load.in_flight} | {ours} | {theirs} | {ratio:.2f} | {load.wanted or ''} | {load.aim} "
         f"| {lost} of {acknowledged:,} |",
         flush=True,
     )

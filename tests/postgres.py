@@ -64,9 +64,10 @@ def _as_user() -> dict[str, Any]:
 class Server:
     """settings: lines of postgresql.conf. Made, it runs; it may be stopped and started."""
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, below: Path | None = None) -> None:
+        """below: which directory its own is made, that of temporary files by default."""
         # Not below pytest's directories, which only their owner may enter.
-        self.folder = tempfile.mkdtemp(prefix="messages-pg-")
+        self.folder = tempfile.mkdtemp(prefix="messages-pg-", dir=below)
         os.chmod(self.folder, 0o711)  # the socket in it is for us
         self._data = f"{self.folder}/data"
         self._numbers = itertools.count(1)
