@@ -1,22 +1,34 @@
-"""Who subscribes at a cf-messaged: gets the last values at once, then each new one, and holds up nobody."""
+"""Who subscribes at a cf-messaged: gets the last values at once, then each new one, and holds up nobody.
+
+MESSAGES_SUBSCRIBERS=1000 is how many join and leave, a hundred a second.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import zmq
 
+import fuzz
 from cf_messaged.publisher import INTERVAL_S
 from cf_messaging.wire import MAX_TOPIC_BYTES, STORED, Event, decode_event
+from joiners import Joiners
 from listener import Listener, Node, event
 from peers import Socket, scaled
 from test_service import Start, start, statuses  # noqa: F401 - a fixture
 
 Subscribe = Callable[..., Socket]
 KINDS = ("static", "dynamic", "state", "common")
+
+JOINERS = int(os.environ.get("MESSAGES_SUBSCRIBERS", "100"))
+JOINERS_A_SECOND = 100
+PROCESSES = 4  # that the joiners are in
+VALUES = 20
 
 
 @pytest.fixture
@@ -88,23 +100,52 @@ def test_a_prefix(node: Node, subscribe: Subscribe, prefix: bytes, names: list[s
         assert said.name in names  # again, as another one may have come
 
 
-def test_those_who_come_cost_a_standing_one_little(node: Node, running: Listener, subscribe: Subscribe) -> None:
-    """However many come, a value is said again at most once an interval."""
-    values, comers = 5, 60
-    node.say_all([event(number, name=f"load {number}") for number in range(1, values + 1)])
-    standing = subscribe(b"state/")
-    for _ in range(values):
-        heard(standing)
+@pytest.fixture
+def joiners(running: Listener) -> Iterator[list[Joiners]]:
+    """In processes of their own, ready to join."""
+    options = {
+        "--connect": running.endpoints["subscribe"],
+        "--joiners": JOINERS // PROCESSES,
+        "--seconds": JOINERS / JOINERS_A_SECOND,
+        "--values": VALUES,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    with ExitStack() as stack:
+        yield [stack.enter_context(Joiners.start("state", *words)) for _ in range(PROCESSES)]
+
+
+def test_those_who_join_and_leave_cost_a_standing_one_little(
+    node: Node, subscribe: Subscribe, joiners: list[Joiners]
+) -> None:
+    """However many do, each gets every last value, and one that stays gets each again at most once an interval."""
+    numbers = range(1, VALUES + 1)
+    node.say_all(event(number, name=f"load {number}", data="old") for number in numbers)
+    node.say_all(event(VALUES + number, name=f"load {number}", data=number) for number in numbers)
+    standing = subscribe(b"state/", rcvhwm=0)
+    assert {heard(standing).data for _ in numbers} == set(numbers)
     began_s = time.monotonic()
-    for number in range(comers):
-        with closing(subscribe(b"state/load %d/" % (number % values + 1))) as comer:
-            heard(comer)
-    intervals = (time.monotonic() - began_s) / INTERVAL_S + 2
-    node.say(event(99, name="end"))
-    again = 0
-    while heard(standing).name != "end":
-        again += 1
-    assert 0 < again <= values * intervals
+    join_and_leave(joiners)
+    node.say(event(3 * VALUES, name="end"))
+    intervals = int((time.monotonic() - began_s) / INTERVAL_S) + 1
+    again = Counter(said.name for said in until_end(standing))
+    most = max(again.values())
+    for number in range(intervals):
+        fuzz.count("intervals", *["in which a standing subscriber was said a value again"] * (number < most))
+    assert again.keys() == {f"load {number}" for number in numbers}
+    assert most <= intervals
+
+
+def join_and_leave(joiners: list[Joiners]) -> None:
+    for each in joiners:
+        each.begin()
+    for each in joiners:
+        for _ in each.wait_for(JOINERS // PROCESSES, "left", timeout_s=120):
+            fuzz.count("subscribers that joined", "left with every last value")
+
+
+def until_end(subscriber: Socket) -> Iterator[Event]:
+    while (said := heard(subscriber)).name != "end":
+        yield said
 
 
 def test_a_subscriber_that_does_not_read_stops_nobody(node: Node, subscribe: Subscribe) -> None:
