@@ -15,8 +15,8 @@ from peers import scaled
 
 WITHOUT_A_LISTENER = "demo.with_a_listener = lambda stage: []"
 WITH_A_LISTENER_ALONE = "demo.among_nodes = lambda stage: []"
-# test_share.py runs it.
-NOT_SHOWN = {"listener"}
+# test_share.py runs them.
+NOT_SHOWN = {"listener", "maintenance"}
 SPEAK_TO_A_LISTENER = {"share", "heartbeat", "common", "web_servers"}
 
 

@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import count, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,8 +27,9 @@ from cf_messaging.outcomes import Reason
 from cf_messaging.promise import MessagesPromise
 from cf_messaging.wire import Malformed, decode_answer, decode_event, encode_answer, encode_event
 from conftest import needs_listener
-from listener import HISTORY, Listener, Node, event
+from listener import HISTORY, TELLS, Listener, Node, Teller, event
 from peers import Socket, scaled
+from test_cfengine import wait_for
 from test_exchange import in_background
 from test_information import sql
 from test_wire import (
@@ -216,7 +217,7 @@ sound_events = st.builds(
 WRONG: dict[tuple[str, str], list[Any]] = {
     ("nodes", "alive_within"): [None, True, [], {}, "x", "1e5", 10**400, *SQL],
     ("latest", "alive"): [1, 0.5, [], {}, "", "perhaps", *SQL],
-    ("latest", "node"): [1, 0.5, True, [], {}, ["web1"]],
+    ("latest", "node"): [1, 0.5, True, [], {}, ["web1"], "web1\0"],
     ("history", "limit"): [None, 1.5, True, [], {}, "x", 2**63, *SQL],
     ("history", "since"): [1, True, [], {}, "", "yesterday", "2026-02-30T00:00:00Z", *SQL],
     ("common", "nmae"): [None, "ntp", 1, [], *SQL],
@@ -228,10 +229,11 @@ def asked(view: str, parameters: Fields) -> wire.Event:
     return wire.Event("q", wire.VIEW, "web1", view, TIME, parameters)
 
 
+asked_words = words.filter(lambda text: "\0" not in text)
 sound_questions = st.one_of(
-    st.builds(lambda node: asked("latest", {"node": node}), few_nodes | words),
-    st.builds(lambda name: asked("history", {"name": name, "limit": 20}), said_names | words),
-    st.builds(lambda name: asked("common", {"name": name}), said_names | words),
+    st.builds(lambda node: asked("latest", {"node": node}), few_nodes | asked_words),
+    st.builds(lambda name: asked("history", {"name": name, "limit": 20}), said_names | asked_words),
+    st.builds(lambda name: asked("common", {"name": name}), said_names | asked_words),
     st.builds(asked, st.sampled_from(["nodes", "silent"]), st.just({})),
 )
 sound = weighed((9, sound_events), (1, sound_questions)).map(encode_event).map(fields_of)
@@ -308,7 +310,8 @@ BAD_FRAMES = {
     "no frame": st.sampled_from([[b""], [b"more", b""]]),
 }
 TOO_LARGE, SOUND, ALMOST = "too large", "sound", "almost sound"
-ALWAYS_REFUSED = {*BAD, *BAD_FRAMES, TOO_LARGE}
+ANOTHER_NUMBER, QUESTION = "another number of frames", "a question"  # where nobody is answered
+ALWAYS_REFUSED = {*BAD, *BAD_FRAMES, TOO_LARGE, ANOTHER_NUMBER, QUESTION}
 messages = weighed(
     *[(2, enveloped(kind, bodies)) for kind, bodies in BAD.items()],
     *[(2, otherwise(kind, frames)) for kind, frames in BAD_FRAMES.items()],
@@ -341,18 +344,19 @@ class Store:
 
     def check(self) -> None:
         """All of it is there once, as it was said, and nothing else."""
-        said, latest = self._said.values(), self._rows(OF_LATEST)
+        said, latest = self._said.values(), rows_of(self._path, OF_LATEST)
         assert sorted(sql(self._path, OF_SEEN)) == sorted(self._said)
-        assert sorted(self._rows(OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
+        assert sorted(rows_of(self._path, OF_HISTORY)) == sorted(row for row in said if row[2] in ("dynamic", "state"))
         assert dict(sql(self._path, OF_NODES)) == Counter(node for node, _ in self._said)
         assert set(latest) <= set(said)
         assert sorted(map(of_whom, latest)) == sorted(set(map(of_whom, said)))
         common = [name for _, _, kind, name, _ in latest if kind == "common"]
         assert len(common) == len(set(common))
 
-    def _rows(self, query: str) -> list[tuple[str, ...]]:
-        """The same value may be written otherwise."""
-        return [(*row, wire.canonical(json.loads(data))) for *row, data in sql(self._path, query)]
+
+def rows_of(path: Path, query: str) -> list[tuple[str, ...]]:
+    """The same value may be written otherwise."""
+    return [(*row, wire.canonical(json.loads(data))) for *row, data in sql(path, query)]
 
 
 def of_whom(row: tuple[str, ...]) -> tuple[str, ...]:
@@ -441,14 +445,247 @@ def test_a_cf_messaged(tmp_path: Path, plain: zmq.Context[Socket]) -> None:
         fuzz.watch()
         speaker.say([*said, *(message.varied(lot) for message in said for _ in range(MORE))])
 
-    try:
+    with ending_well(listener):
         say()
         speaker.store.check()
         assert Node(plain, listener.endpoint).ask("nodes").status == wire.ANSWERED
+
+
+@contextmanager
+def ending_well(listener: Listener) -> Iterator[None]:
+    """It ends by itself when it is told to, and nothing in its log is an error."""
+    try:
+        yield
     finally:
         status = listener.end()
     assert status == 0
     assert [line for line in listener.heard if not LINE.fullmatch(line)] == []
+
+
+# ---- to a cf-messaged, where nobody is answered
+
+# Of each socket, the kind of a socket that may say something there.
+FITTING = {"request": zmq.DEALER, "push": zmq.PUSH, "publish": zmq.XPUB, "subscribe": zmq.XSUB}
+ALL_SOCKETS = ("--pair", "tcp://127.0.0.1:*", "--metrics", "127.0.0.1:0")
+VERDICTS = (wire.STORED, "duplicates", "malformed", "cloned", "promised", wire.REFUSED)  # as they are counted
+
+
+class Told(NamedTuple):
+    """message: with all its frames, the topic among them."""
+
+    role: str
+    message: Message
+
+
+def told_by(role: str) -> st.SearchStrategy[Told]:
+    topic = [st.binary(max_size=300) | said_names.map(str.encode)] if role == "publish" else []
+
+    def framed(kind: str, bodies: st.SearchStrategy[bytes]) -> st.SearchStrategy[Message]:
+        return st.tuples(*topic, bodies).map(lambda frames: Message(kind, list(frames)))
+
+    frames = st.lists(some | st.just(b""), min_size=1, max_size=4).filter(lambda each: len(each) != len(topic) + 1)
+    large = st.tuples(framed(TOO_LARGE, sound.map(dumped)), too_many)
+    return weighed(
+        *[(1, framed(kind, bodies)) for kind, bodies in BAD.items()],
+        (1, framed(QUESTION, sound_questions.map(encode_event))),
+        (1, large.map(lambda pair: pair[0]._replace(blanks=pair[1]))),
+        (2, otherwise(ANOTHER_NUMBER, frames)),
+        (6, framed(ALMOST, almost(sound) | twice | twice_in_data)),
+        (6, framed(SOUND, sound_events.map(encode_event))),
+    ).map(lambda message: Told(role, message))
+
+
+tellings = st.one_of([told_by(role) for role in TELLS])
+
+
+def counted(listener: Listener) -> Counter[str]:
+    """What it counts, by the name of a counter or, where it has labels, by its label."""
+    from test_metrics import scrape  # wants cf-messaged's packages
+
+    found = {
+        (re.fullmatch("cf_messaged_(.*)_total", name), label): int(value)
+        for (name, label), value in scrape(listener.endpoints["metrics"]).items()
+    }
+    return Counter({label or name[1]: value for (name, label), value in found.items() if name})
+
+
+class Tellers:
+    """Tell a cf-messaged anything where nobody is answered, while a node says sound events."""
+
+    def __init__(self, context: zmq.Context[Socket], listener: Listener) -> None:
+        self._listener = listener
+        self._node = Node(context, listener.endpoint)
+        self._tellers = {role: Teller(context, listener, role) for role in TELLS}
+        self._numbers = count(1)
+        self._said: Counter[str] = Counter()  # by role
+        self._bad = self._no_doubt = 0  # what has to be refused as malformed, and what must not be
+        self._rows: set[tuple[str, ...]] = set()
+        self._sound: set[tuple[str, ...]] = set()  # node and id of what nothing can refuse
+
+    def tell(self, told: list[Told]) -> None:
+        """All at once, and a sound event on each socket; returns when all of it was stored or refused."""
+        sound_ones = [Told(role, Message(SOUND, [b""] * (role == "publish") + [self._next()])) for role in TELLS]
+        for role, message in [*told, *sound_ones]:
+            *before, body = message.frames
+            body += b" " * message.blanks
+            self._tellers[role].socket.send_multipart([*before, body])
+            self._note(role, message, body)
+        requested = self._next()
+        assert self._node.say(requested).status == wire.STORED
+        self._note("request", Message(SOUND, [requested]), requested)
+        wait_for(lambda: self._settled() == sum(self._said.values()))
+
+    def check(self) -> None:
+        """Each was counted once, as stored or as refused; what is stored is what was told."""
+        found, seen = counted(self._listener), set(sql(self._listener.store, OF_SEEN))
+        assert {role: found[role] for role in self._said} == self._said
+        assert found["later"] == found["lost"] == 0
+        assert self._bad <= found["malformed"] <= sum(self._said.values()) - self._no_doubt
+        assert found["stored"] == len(seen) and self._sound <= seen <= {row[:2] for row in self._rows}
+        for query in (OF_HISTORY, OF_LATEST):
+            assert self._rows.issuperset(rows_of(self._listener.store, query))
+
+    def _settled(self) -> int:
+        found = counted(self._listener)
+        return sum(found[verdict] for verdict in VERDICTS)
+
+    def _next(self) -> bytes:
+        return encode_event(event(next(self._numbers), node="other"))
+
+    def _note(self, role: str, message: Message, body: bytes) -> None:
+        self._said[role] += 1
+        fuzz.count(GIVEN, "to a cf-messaged that does not answer")
+        fuzz.count("told a cf_messaged", f"by {role}", message.kind)
+        said = event_of(message, body) if len(message.frames) == 1 + (role == "publish") else None
+        if said is None:
+            self._bad += 1
+            return
+        self._rows.add((said.node, said.id, said.kind, said.name, wire.canonical(said.data)))
+        self._no_doubt += message.kind == SOUND
+        if message.kind == SOUND and said.kind != "common":  # that another node may have promised
+            self._sound.add((said.node, said.id))
+
+
+def event_of(message: Message, body: bytes) -> wire.Event | None:
+    """None if there is none that could be stored."""
+    with suppress(Malformed):
+        said = decode_event(body)
+        if message.kind not in ALWAYS_REFUSED and said.kind != wire.VIEW:
+            return said
+    return None
+
+
+def say_far_too_much(context: zmq.Context[Socket], listener: Listener, role: str) -> None:
+    """By somebody who is cut off for it."""
+    stranger = context.socket(FITTING[role])
+    stranger.linger = 0
+    cut_off = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    stranger.connect(listener.endpoints[role])
+    assert role != "publish" or stranger.poll(int(scaled(60_000)))  # the listener has subscribed
+    stranger.send(b" " * (2 * wire.MAX_EVENT_BYTES + 1))
+    assert cut_off.poll(int(scaled(60_000)))
+    stranger.disable_monitor()
+    stranger.close()
+
+
+@needs_listener
+def test_a_cf_messaged_that_does_not_answer(tmp_path: Path, plain: zmq.Context[Socket]) -> None:
+    """Whatever is pushed, published or said by a pair is stored, or refused with a line of log."""
+    listener = Listener(tmp_path, *ALL_SOCKETS)
+    tellers = Tellers(plain, listener)
+
+    @given(
+        told=st.lists(tellings, min_size=5, max_size=15), lot=lots, role=st.sampled_from(["request", "push", "publish"])
+    )
+    @settings(max_examples=max(1, settings().max_examples // 4), phases=[Phase.generate])
+    def tell(told: list[Told], lot: random.Random, role: str) -> None:
+        fuzz.watch()
+        say_far_too_much(plain, listener, role)
+        varied = [each._replace(message=each.message.varied(lot)) for each in told for _ in range(MORE)]
+        tellers.tell([*told, *varied])
+
+    with ending_well(listener):
+        tell()
+        tellers.check()
+    ended = re.search("refused ([0-9]+)", listener.heard[-1])
+    assert ended and int(ended[1]) == sum("warning: refused" in line for line in listener.heard)
+
+
+# ---- to a cf-messaged, which publishes
+
+SENTINEL = b"state/load/other/"
+signs = st.sampled_from([b"\1", b"\1", b"\0", b"\2", b""])
+prefixes = st.one_of(
+    st.sampled_from([b"", b"s", b"state/", b"state/load", b"common/", b"view/", b"state//", b"state/\0", SENTINEL]),
+    st.binary(max_size=30),
+    said_names.map(lambda name: f"state/{name}/".encode()[: wire.MAX_TOPIC_BYTES]),
+    st.integers(wire.MAX_TOPIC_BYTES - 50, wire.MAX_TOPIC_BYTES + 50).map(lambda size: b"state/".ljust(size, b"x")),
+)
+subscriptions = weighed(
+    (9, st.builds(bytes.__add__, signs, prefixes)),
+    (1, (nonsense | sound.map(dumped)).map(lambda body: body[: wire.MAX_TOPIC_BYTES])),
+)
+
+
+class Subscribers:
+    """Say a cf-messaged anything where it publishes; beside them is one that only wants what a node says."""
+
+    def __init__(self, context: zmq.Context[Socket], listener: Listener) -> None:
+        self._context, self._endpoint = context, listener.endpoints["subscribe"]
+        self._node = Node(context, listener.endpoint)
+        self._node.say_all(event(number, kind, f"a {kind}") for number, kind in enumerate(wire.KINDS, 1))
+        self._sound = self._connected(zmq.SUB)
+        self._sound.subscribe(SENTINEL)
+        self._numbers = count(1)
+
+    def say(self, said: list[list[bytes]]) -> None:
+        """By one that comes for it; in the end it subscribes like the other, and both hear what they want alone."""
+        wanted = {frame[1:] for frames in said for frame in frames if frame[:1] == b"\1"} | {SENTINEL}
+        with closing(self._connected(zmq.XSUB)) as odd:
+            for frames in [*said, [b"\1" + SENTINEL]]:
+                odd.send_multipart(frames)
+                fuzz.count(GIVEN, "to a cf-messaged that publishes")
+            number = next(self._numbers)
+            assert self._node.say(event(number, data=number, node="other")).status == wire.STORED
+            assert all(topic.startswith(tuple(wanted)) for topic in topics_until(number, odd))
+            assert topics_until(number, self._sound) == {SENTINEL}
+
+    def _connected(self, kind: int) -> Socket:
+        subscriber = self._context.socket(kind)
+        subscriber.rcvtimeo, subscriber.linger = int(scaled(60) * 1000), 0
+        subscriber.connect(self._endpoint)
+        return subscriber
+
+
+def topics_until(number: int, subscriber: Socket) -> set[bytes]:
+    """What comes up to this number of the other node's."""
+    topics = set()
+    while True:
+        topic, frame = subscriber.recv_multipart()
+        topics.add(topic)
+        said = decode_event(frame)
+        if (said.node, said.data) == ("other", number):
+            return topics
+
+
+@needs_listener
+def test_a_cf_messaged_that_publishes(tmp_path: Path, plain: zmq.Context[Socket]) -> None:
+    """Whatever its subscribers say, each hears what it wants and nothing else, and nothing of it is stored."""
+    listener = Listener(tmp_path, *ALL_SOCKETS)
+    subscribers = Subscribers(plain, listener)
+
+    @given(said=st.lists(st.lists(subscriptions, min_size=1, max_size=3), min_size=20, max_size=60))
+    @settings(max_examples=max(1, settings().max_examples // 10), phases=[Phase.generate])
+    def say(said: list[list[bytes]]) -> None:
+        fuzz.watch()
+        say_far_too_much(plain, listener, "subscribe")
+        subscribers.say(said)
+
+    with ending_well(listener):
+        say()
+        found = counted(listener)
+        assert found["stored"] == found["request"] and not any(found[role] for role in TELLS)
+    assert [line for line in listener.heard if "warning" in line] == []
 
 
 # ---- to a node

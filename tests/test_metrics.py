@@ -5,16 +5,26 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPMessage
+from itertools import pairwise
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from cf_messaged import __version__, metrics
 from cf_messaged.metrics import CannotServe, Counters, Metrics, read_address
-from peers import scaled
+from cf_messaged.times import rfc3339
+from cf_messaging.wire import ANSWERED, REFUSED, Event
+from listener import TELLS, Listener, Node, Teller, event
+from peers import Socket, scaled
+from test_cfengine import wait_for
+from test_exchange import in_background
 
 Samples = dict[tuple[str, str], float]  # by name and the value of the only label, if there is one
 
@@ -296,6 +306,105 @@ def test_a_listener_may_count_while_it_is_scraped(served: Metrics) -> None:
         collected.set()
         counting.join()
         sys.setswitchinterval(interval_s)
+
+
+# ---- of a listener that is spoken to
+
+EACH, BAD = 300, 7  # events of each who speaks, and what one of them says that is none
+SPEAKERS = ("web1", "web2", *TELLS)
+AT_THE_END = {
+    ("cf_messaged_received_total", "request"): 4 * EACH + 5,
+    ("cf_messaged_received_total", "push"): EACH + BAD,
+    ("cf_messaged_received_total", "publish"): EACH,
+    ("cf_messaged_received_total", "pair"): EACH,
+    ("cf_messaged_stored_total", ""): len(SPEAKERS) * EACH + 1,
+    ("cf_messaged_duplicates_total", ""): 2 * EACH,
+    ("cf_messaged_refused_total", "malformed"): BAD,
+    ("cf_messaged_refused_total", "cloned"): 1,
+    ("cf_messaged_refused_total", "promised"): 1,
+    ("cf_messaged_refused_total", "view"): 1,
+    ("cf_messaged_later_total", ""): 0,
+    ("cf_messaged_lost_total", ""): 0,
+    ("cf_messaged_answers_dropped_total", ""): 0,
+    ("cf_messaged_views_answered_total", ""): 1,
+    ("cf_messaged_view_seconds_count", ""): 2,
+    ("cf_messaged_batch_events_sum", ""): (len(SPEAKERS) + 2) * EACH + 3,
+    ("cf_messaged_subscriptions", ""): 1,
+}
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Listener]:
+    """A cf-messaged with all its sockets, whose views have time on a busy machine."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text('view_timeout_s = 600\nmetrics = "127.0.0.1:0"\npair = "tcp://127.0.0.1:*"\n')
+    running = Listener(tmp_path, "--config", str(settings))
+    yield running
+    running.end()
+
+
+def aged(number: int, node: str, kind: str = "state", data: object = 1) -> Event:
+    """It has waited for an hour on its node."""
+    return event(number, kind, data=data, node=node)._replace(time=rfc3339(int((time.time() - 3600) * 1_000_000)))
+
+
+def request(context: zmq.Context[Socket], running: Listener, node: str) -> None:
+    """All of it twice."""
+    said = [aged(number, node) for number in range(1, EACH + 1)]
+    Node(context, running.endpoint).say_all([*said, *said])
+
+
+def tell(context: zmq.Context[Socket], running: Listener, role: str) -> None:
+    """As a node whose name is that of the socket; where it pushes, with something between that is no event."""
+    bad = [b"no event"] * BAD if role == "push" else []
+    Teller(context, running, role).tell(*bad, *(aged(number, role) for number in range(1, EACH + 1)))
+
+
+def say_what_is_refused(node: Node) -> None:
+    assert node.say(aged(1, "web1", data="another")).status == REFUSED
+    node.say(aged(EACH + 1, "web1", "common"))
+    assert node.say(aged(EACH + 1, "web2", "common")).reason == "promised by web1"
+    assert node.ask("nothing").status == REFUSED
+    assert node.ask("nodes").status == ANSWERED
+
+
+def test_a_listener_tells_all_that_happens(running: Listener, plain: zmq.Context[Socket]) -> None:
+    """While nodes speak on every socket at once no counter falls; in the end all of it adds up."""
+    page, subscriber = running.endpoints["metrics"], plain.socket(zmq.SUB)
+    subscriber.rcvtimeo = int(scaled(60) * 1000)
+    subscriber.connect(running.endpoints["subscribe"])
+    subscriber.subscribe(b"")
+    wait_for(lambda: scrape(page)["cf_messaged_subscriptions", ""] == 1)
+    requests = [partial(request, plain, running, node) for node in ("web1", "web2")]
+    speaking = [in_background(each) for each in (*requests, *(partial(tell, plain, running, role) for role in TELLS))]
+    scrapes = [scrape(page)]
+    while any(each.is_alive() for each in speaking):
+        scrapes.append(scrape(page))
+    say_what_is_refused(Node(plain, running.endpoint))
+    wait_for(lambda: AT_THE_END.items() <= scrape(page).items())
+    scrapes.append(scrape(page))
+    check_that_none_falls(scrapes)
+    check_batches(scrapes[-1])
+    heard = [subscriber.recv_multipart() for _ in range(int(scrapes[-1]["cf_messaged_published_total", ""]))]
+    assert {topic for topic, _ in heard} >= {f"state/load/{node}/".encode() for node in SPEAKERS}
+
+
+def check_that_none_falls(scrapes: list[Samples]) -> None:
+    rising = [key for key in scrapes[-1] if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+    fallen = {key for key in rising for before, after in pairwise(scrapes) if before.get(key, 0) > after[key]}
+    assert fallen == set() and len(scrapes) > 2
+
+
+def check_batches(found: Samples) -> None:
+    """Several events in some of them, and of each how long it took, and that its events had waited for an hour."""
+    batches = found["cf_messaged_batches_total", ""]
+    counts = [
+        found[f"cf_messaged_{name}_count", ""] for name in ("commit_seconds", "batch_events", "queue_age_seconds")
+    ]
+    assert counts == [batches] * 3 and found["cf_messaged_commit_seconds_sum", ""] > 0
+    assert found["cf_messaged_batch_events_bucket", "1.0"] < batches
+    ages = [found["cf_messaged_queue_age_seconds_bucket", le] for le in ("1800.0", "21600.0")]
+    assert ages == [0, batches]
 
 
 # ---- its address

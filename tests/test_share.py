@@ -22,7 +22,8 @@ RunExample = Callable[[str, str, str], Run]
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[Listener]:
     """Where the examples expect it, on an address of its own."""
-    started = Listener(tmp_path, "--request", f"{any_loopback()}:5309")
+    hub = any_loopback()
+    started = Listener(tmp_path, "--request", f"{hub}:5309", "--subscribe", f"{hub}:5312")
     yield started
     started.end()
 
@@ -77,6 +78,16 @@ def test_common_information(run: RunExample) -> None:
         assert run(node, "common", "common_uses").reports == ["node: name servers are 192.0.2.1 and 192.0.2.2"]
 
 
+def test_maintenance(run: RunExample) -> None:
+    """What one says, a node hears by a subscription and acts upon in the same run; before that, it does neither."""
+    assert run("web1.example.org", "maintenance", "maintenance_heeds").reports == []
+    run("hub.example.org", "maintenance", "maintenance_says")
+    for _ in range(2):  # heard again, it is the same
+        meant, other = (run(f"{node}.example.org", "maintenance", "maintenance_heeds") for node in ("web2", "web1"))
+        assert meant.reports == ["node: in maintenance, nothing is restarted"]
+        assert other.reports == ["node: at work"]
+
+
 def test_web_servers(run: RunExample) -> None:
     """A view of those who said so is data in the same run, and policy takes those of its own domain."""
     for node in ("web1.example.org", "web2.example.org", "web3.example.net", "web4"):
@@ -88,10 +99,12 @@ def test_web_servers(run: RunExample) -> None:
 
 STARTED = ["listener: it was down, and was started"]
 # As pip makes it, but for the path.
+# The processes of views read it too, and must not start another listener.
 PROGRAM = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from cf_messaged.cli import main
-main()
+if __name__ == "__main__":
+    main()
 """
 
 
