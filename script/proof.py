@@ -267,7 +267,7 @@ KILLS = 200  # of each kind; a PostgreSQL crashes a tenth as often
 
 def kills() -> bool:
     """Killed at random moments, nothing acknowledged is lost, or twice: a listener on SQLite, on PostgreSQL, one of two
-    on one PostgreSQL, that server itself, a node. About 30 minutes.
+    on one PostgreSQL, that server itself, a node. Half an hour; on a busy machine twice that.
     """
     return _without_a_skip("tests/test_kills.py", {"MESSAGES_KILLS": str(KILLS)})
 
