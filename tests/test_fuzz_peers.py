@@ -169,7 +169,7 @@ def hear(waiting: dict[socket.socket, Wire]) -> None:
     until = in_time(max((wire.patience_s for wire in waiting.values()), default=0))
     heard = {connection: b"" for connection, wire in waiting.items() if wire.awaits}
     while heard and monotonic() < until:
-        for connection in select.select(heard, (), (), until - monotonic())[0]:
+        for connection in select.select(heard, (), (), max(0, until - monotonic()))[0]:
             text = b""
             with suppress(OSError):
                 text = connection.recv(65536)
@@ -353,7 +353,7 @@ def test_sound_peers_are_heard_by_who_is_bound(pattern: str, said: list[Speech])
     number = sum(speech.number(pattern) for speech in said)
     exchange, endpoint = Exchange(), own_endpoint()
     with guests(endpoint, [speech.enveloped(ENVELOPES[pattern]).wire(pattern) for speech in said]):
-        done = exchange.converse(listening(pattern, endpoint, number, bind=True), in_time(10))
+        done = exchange.converse(listening(pattern, endpoint, number, bind=True), in_time(60))
         exchange.close()
     check(done)
     assert {failure.reason for failure in done.failures} <= {Reason.INVALID_REPLY}, list(map(str, done.failures))
@@ -392,7 +392,7 @@ def test_sound_peers_are_heard_by_who_connects(pattern: str, said: list[Speech])
     exchange = Exchange()
     with hosts([speech.enveloped(ENVELOPES[pattern]).wire(pattern) for speech in said]) as endpoints:
         for speech, endpoint in zip(said, endpoints):
-            done = exchange.converse(listening(pattern, endpoint, speech.number(pattern)), in_time(10))
+            done = exchange.converse(listening(pattern, endpoint, speech.number(pattern)), in_time(60))
             check(done)
             assert [message.payload for message in done.received] == speech.singles()
             assert len(done.failures) == len(speech.messages) - len(speech.singles())
@@ -415,7 +415,7 @@ def test_sound_answers_are_received(pattern: str, said: list[Speech], number: in
     ]
     with hosts(wires) as endpoints:
         for endpoint, answer in zip(endpoints, answers):
-            done = exchange.converse(talk(pattern, endpoint, payloads=questions), in_time(10))
+            done = exchange.converse(talk(pattern, endpoint, payloads=questions), in_time(60))
             check(done)
             assert not done.failures and [message.payload for message in done.received] == answer
         exchange.close()
