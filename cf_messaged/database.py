@@ -60,16 +60,15 @@ class Database(Protocol):
         """What is raised, by all that follows too, where it cannot be used."""
 
     def connect(self) -> sa.Connection:
-        """To write, so that what is committed is on disk: that is read back, not only set."""
+        """To write, each statement by itself but in a `transaction`."""
 
     def opened(self) -> None:
         """The connection has found its tables there, or made them."""
 
-    def begun_unsynced(self, connection: sa.Connection) -> AbstractContextManager[Any]:
-        """A transaction of it that commits at its end without waiting for the disk: a loss of power may undo it."""
-
-    def committed(self) -> None:
-        """After each commit; raises if that is not in what was opened."""
+    def transaction(self, connection: sa.Connection, synced: bool = True) -> AbstractContextManager[Any]:
+        """Commits at its end, or undoes all of it; raises if it is not in what was opened. synced: what is committed is
+        on disk, which is read back, not only set; else it ends sooner, and a loss of power may undo it.
+        """
 
     def closing(self) -> None:
         """The connection is closed next; harmless where there is none."""

@@ -77,12 +77,19 @@ class PostgreSQL:
     # ---- to write
 
     def connect(self) -> sa.Connection:
-        engine = sa.create_engine("postgresql+psycopg://", poolclass=sa.NullPool, creator=self._connect_to_write)
+        engine = sa.create_engine(
+            "postgresql+psycopg://",
+            poolclass=sa.NullPool,
+            isolation_level="AUTOCOMMIT",
+            creator=self._connect_to_write,
+        )
         return engine.connect()
 
     def _connect_to_write(self) -> psycopg.Connection[Any]:
         with self._gone.noticed():
-            connection = psycopg.connect(**self._arguments(_TO_WRITE, target_session_attrs="read-write"))
+            connection = psycopg.connect(
+                **self._arguments(_TO_WRITE, target_session_attrs="read-write"), autocommit=True
+            )
         try:
             _read_back(connection)
         except BaseException:
@@ -100,13 +107,13 @@ class PostgreSQL:
         pass
 
     @contextmanager
-    def begun_unsynced(self, connection: sa.Connection) -> Iterator[None]:
-        with connection.begin():
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+    def transaction(self, connection: sa.Connection, synced: bool = True) -> Iterator[None]:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        with driver.transaction():
+            if not synced:
+                driver.execute("SET LOCAL synchronous_commit = off")
             yield
-
-    def committed(self) -> None:
-        pass
 
     def closing(self) -> None:
         pass
@@ -115,12 +122,7 @@ class PostgreSQL:
         pass
 
     def news(self) -> Read:
-        def connect() -> psycopg.Connection[Any]:
-            connection = self._connect_to_write()
-            connection.autocommit = True
-            return connection
-
-        return Read(connect)
+        return Read(self._connect_to_write)
 
     def passes(self, error: Exception) -> bool:
         return isinstance(_cause(error), _IN_THE_WAY)
@@ -225,7 +227,6 @@ def _read_back(connection: psycopg.Connection[Any]) -> None:
         [value] = connection.execute(f"SHOW {name}").fetchone() or [None]
         if value != wanted:
             raise OSError(f"its {name} is {value}: nothing is stored there, since only {wanted} keeps what was said")
-    connection.commit()
 
 
 def _cause(error: Exception) -> Exception:

@@ -67,22 +67,15 @@ class SQLite:
             sa.URL.create("sqlite", database=self.name),
             poolclass=sa.NullPool,
             paramstyle="named",
+            isolation_level="AUTOCOMMIT",
             connect_args={"timeout": BUSY_TIMEOUT_S},
         )
         sa.event.listen(engine, "connect", self._prepare)
-        sa.event.listen(engine, "begin", self._begin)
         return engine.connect()
 
     def _prepare(self, connection: sqlite3.Connection, _: object) -> None:
         _prepare(connection)
         self._writer = connection
-
-    def _begin(self, connection: sa.Connection) -> None:
-        """Locks at once: a transaction that begins by reading may find later that it cannot write."""
-        if self._checkpoints is not None:
-            self._checkpoints.begin()
-        if self._writer is not None:  # by SQLAlchemy it would take as long as all of a small transaction
-            self._writer.execute("BEGIN IMMEDIATE")
 
     def opened(self) -> None:
         self._files = _file_ids(self.name)
@@ -90,19 +83,29 @@ class SQLite:
             self._checkpoints = Checkpoints(self.name, self._writer)
 
     @contextmanager
-    def begun_unsynced(self, connection: sa.Connection) -> Iterator[None]:
+    def transaction(self, connection: sa.Connection, synced: bool = True) -> Iterator[None]:
+        """By the driver, since SQLAlchemy would take as long as all of a small one."""
         if self._writer is None:
             raise sqlite3.ProgrammingError("it is closed")
-        self._writer.execute("PRAGMA synchronous = NORMAL")
+        if self._checkpoints is not None:
+            self._checkpoints.begin()
+        if not synced:
+            self._writer.execute("PRAGMA synchronous = NORMAL")
+        # Locks at once: one that begins by reading may find later that it cannot write.
+        self._writer.execute("BEGIN IMMEDIATE")
         try:
-            with connection.begin():
-                yield
-        finally:
+            yield
+        except BaseException:
+            self._writer.rollback()
+            raise
+        self._writer.commit()
+        self._check()
+        if not synced:
             _sync(self._writer)
 
-    def committed(self) -> None:
+    def _check(self) -> None:
         """SQLite writes on into a file that was removed; an acknowledgement of that would be a lie."""
-        if _file_id(self.name) != self._files[""]:
+        if self._files and _file_id(self.name) != self._files[""]:
             raise OSError("it was removed or replaced; what is there now is opened, or made, at the next event")
         if self._checkpoints is not None:
             self._checkpoints.committed()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -107,7 +107,7 @@ class Store:
         """A transaction that a loss of power may undo. None while it is not open: that is for who stores something."""
         if self._connection is None:
             return None
-        with self._transaction(self._database.begun_unsynced) as connection:
+        with self._transaction(synced=False) as connection:
             return work(connection)
 
     def _transact(self, work: Callable[[sa.Connection], _T]) -> _T:
@@ -147,15 +147,12 @@ class Store:
         return verdicts
 
     @contextmanager
-    def _transaction(
-        self, begun: Callable[[sa.Connection], AbstractContextManager[object]] = sa.Connection.begin
-    ) -> Iterator[sa.Connection]:
+    def _transaction(self, synced: bool = True) -> Iterator[sa.Connection]:
         """Commits at its end; whatever goes wrong closes the database, and the next one opens it again."""
         try:
             connection = self._connection = self._connection or self._opened()
-            with begun(connection):
+            with self._database.transaction(connection, synced):
                 yield connection
-            self._database.committed()
         except self._database.errors as error:
             words = f"{self.name}: {self._database.in_words(error)}"
             if self._database.passes(error):
@@ -183,7 +180,7 @@ class Store:
     def _opened(self) -> sa.Connection:
         connection = self._database.connect()
         try:
-            with connection.begin():
+            with self._database.transaction(connection):
                 migrate(connection)
                 self.id = connection.execute(sa.select(identity.c.store)).scalar_one()
                 self._last_row = connection.execute(sa.select(sa.func.max(history.c.row))).scalar() or 0
