@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -41,7 +42,6 @@ from test_cfengine_fuzz import Speaks, any_text, json_values
 pytestmark = pytest.mark.fuzz
 each_kind = pytest.mark.parametrize("kind", [MessagesPromise, Speaks])
 
-LISTENS = "0A"  # as a state in /proc/net/tcp
 OPERATIONS = ("init", "validate_promise", "evaluate_promise", "terminate")
 
 
@@ -115,19 +115,20 @@ def nothing_stays_open(places: dict[str, str]) -> Iterator[None]:
 def descriptors(places: dict[str, str]) -> Counter[str]:
     """What this process has open, and how often, but for the connections that neighbours have accepted."""
     opened: Counter[str] = Counter()
-    accepted = accepted_at({int(places[f"<{name}>"].rpartition(":")[2]) for name in NEIGHBOURS})
+    ports = {int(places[f"<{name}>"].rpartition(":")[2]) for name in NEIGHBOURS}
     for number in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # of listdir() itself
             target = os.readlink(f"/proc/self/fd/{number}")
-            opened[re.sub("[0-9]", "", target)] += target not in accepted
+            opened[re.sub("[0-9]", "", target)] += not (target.startswith("socket:") and is_accepted(number, ports))
     return +opened
 
 
-def accepted_at(ports: set[int]) -> set[str]:
-    """The connections that were accepted at these ports, as the links of /proc/self/fd name them."""
-    table = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-    connections = [columns for columns in table if columns[3] != LISTENS]
-    return {f"socket:[{columns[9]}]" for columns in connections if int(columns[1].rpartition(":")[2], 16) in ports}
+def is_accepted(number: str, ports: set[int]) -> bool:
+    """Whether this socket was accepted at one of the ports; the kernel lists none that its peer has reset."""
+    with socket.socket(fileno=os.dup(int(number))) as same:
+        is_tcp = same.family == socket.AF_INET and same.type == socket.SOCK_STREAM
+        listens = same.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return is_tcp and not listens and same.getsockname()[1] in ports
 
 
 def sockets() -> list[str]:
