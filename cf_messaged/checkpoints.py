@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -88,29 +87,30 @@ class Checkpoints:
                 self._turn.wait_for(lambda: self._stopping, PAUSE_S)
 
     def _is_due(self) -> bool:
+        """Returns once it is; False if it is to stop."""
         with self._turn:
-            return self._wait(lambda: self._size > LOG_BYTES and self._has_changed())
-
-    def _wait(self, until: Callable[[], bool]) -> bool:
-        """False if it is to stop."""
-        self._turn.wait_for(lambda: self._stopping or until())
-        return not self._stopping
+            self._turn.wait_for(lambda: self._stopping or (self._size > LOG_BYTES and self._has_changed()))
+            return not self._stopping
 
     def _has_changed(self) -> bool:
         return self._changes > self._moved
 
     def _checkpoint(self) -> None:
+        """Until all is moved; the rest while the writer waits, unless it is stopping."""
         for _ in range(MOST):
-            with self._turn:
-                if not self._wait(self._has_changed):
-                    return
+            if not self._is_left():
+                return
             began_s = time.monotonic()
             self._move()
             if time.monotonic() - began_s < SHORT_S:
                 break
         with self._turn:
-            if self._wait(self._has_changed):
+            if self._is_left():
                 self._move()
+
+    def _is_left(self) -> bool:
+        with self._turn:
+            return not self._stopping and self._has_changed()
 
     def _move(self) -> None:
         try:

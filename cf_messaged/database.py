@@ -74,13 +74,16 @@ class Database(Protocol):
         """The connection is closed next; harmless where there is none."""
 
     def abandoned(self) -> None:
-        """The connection was closed, since something went wrong."""
+        """The connection was closed, since something went wrong: nothing of it must get into what is opened next."""
 
     def news(self) -> News:
         """Of all that is stored in it."""
 
     def passes(self, error: Exception) -> bool:
         """Whether the same transaction can be tried again at once: others were in its way."""
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether the connection has ended, which tells nothing of the next one."""
 
     def in_words(self, error: Exception) -> str:
         """One line."""

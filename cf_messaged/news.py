@@ -24,7 +24,7 @@ HELD_BACK_S = 0.05
 # What a round of the loop reads at most, in rows and in characters (but for the last page): events come meanwhile.
 MAX_ROWS = 1024
 MAX_CHARS = 8 * 1024 * 1024
-PAGE = 256
+PAGE = 64
 
 LAST = sa.select(latest, streams.c.stream).join(streams, streams.c.id == latest.c.stream_id)
 

@@ -53,6 +53,8 @@ _REMEDIES: dict[type[Exception], str] = {
 }
 # Two listeners had rows that each other wanted.
 _IN_THE_WAY = (errors.DeadlockDetected, errors.SerializationFailure)
+# How the SQLSTATE of a lost connection begins; the driver gives none where the server has said nothing.
+_OF_CONNECTIONS = ("08", "57P")
 # How a SQLSTATE begins that no view is to blame for: connection, resources, an operator's hand, the system.
 _OF_THE_SERVER = ("08", "53", "57", "58")
 # The types of parameters.py.
@@ -126,6 +128,11 @@ class PostgreSQL:
 
     def passes(self, error: Exception) -> bool:
         return isinstance(_cause(error), _IN_THE_WAY)
+
+    def is_lost(self, error: Exception) -> bool:
+        """As after a restart of the server, or where a firewall forgets who is silent."""
+        cause = _cause(error)
+        return isinstance(cause, psycopg.OperationalError) and (cause.sqlstate or "57P").startswith(_OF_CONNECTIONS)
 
     def in_words(self, error: Exception) -> str:
         cause = _cause(error)

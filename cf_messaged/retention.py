@@ -71,7 +71,7 @@ class Sweeper:
         self._store = store
         self._task, self._place = 0, Place()
         self._look_s = self._ended_s = self._took_s = 0.0
-        self._has_failed = False
+        self._complaint = ""
 
     def poll_s(self, now_s: float) -> float:
         return max(0.0, self._due_s(PAUSE_IDLE) - now_s)
@@ -95,19 +95,24 @@ class Sweeper:
         try:
             swept = self._store.sweep(lambda connection: self._sweep(connection, now_us))
         except StoreUnavailable as error:
-            if not self._has_failed:
-                log.error("what is too old cannot be removed: %s", error)
-            self._has_failed = True
+            self._fail(str(error))
             return False
         if swept is None:
             return False
-        self._has_failed = False
         self._place = swept.place or Place()
         self._task = (self._task + (swept.place is None)) % swept.tasks
         return swept.place is not None or self._task > 0
 
+    def _fail(self, complaint: str) -> None:
+        """The other tasks have their turn next. It is said once, until it is something else."""
+        if complaint != self._complaint:
+            log.error("what is too old cannot be removed: %s", complaint)
+        self._complaint = complaint
+        self._task, self._place = self._task + 1, Place()
+
     def _sweep(self, connection: sa.Connection, now_us: int) -> Swept:
         there_are = tasks(connection.dialect)
+        self._task %= len(there_are)
         task = there_are[self._task]
         before_us = now_us - int(getattr(self.keep, task.kept) * DAY_US)
         with closing(connection.connection.cursor()) as cursor:

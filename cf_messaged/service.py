@@ -38,6 +38,7 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 RETRY_AFTER_S = 10.0
 # How often a view that runs is looked at, whether it should be killed.
 LOOK_S = 0.5
+PAUSE_AFTER_A_BUG_S = 0.1
 # Between two lines of log that say the same.
 QUIET_S = 60
 # Subscriptions that are read in one round; the rest is read in the next.
@@ -98,6 +99,7 @@ class Service:
                 raise
             except Exception as error:  # noqa: BLE001  # the loop's safety net: who is not answered says it again
                 log.error("a bug, please report it: %s: %s", type(error).__name__, error)
+                time.sleep(PAUSE_AFTER_A_BUG_S)  # it may come again each round
         self._notifier.stopping()
 
     def stop(self) -> None:

@@ -61,6 +61,7 @@ class SQLite:
     # ---- to write
 
     def connect(self) -> sa.Connection:
+        self.abandoned()  # it may have been replaced since
         # Made first, so that only its owner may read it; SQLite gives the files beside it the same mode.
         os.close(os.open(self.name, os.O_CREAT | os.O_RDWR, 0o600))
         engine = sa.create_engine(
@@ -131,6 +132,9 @@ class SQLite:
 
     def passes(self, error: Exception) -> bool:
         """It has waited for who was in the way already."""
+        return False
+
+    def is_lost(self, error: Exception) -> bool:
         return False
 
     def in_words(self, error: Exception) -> str:

@@ -23,7 +23,8 @@ from cf_messaging.wire import Event
 
 ALIVE_WITHIN_S = 93600  # the default refresh of a node, and two hours
 MIGRATIONS = Path(__file__).parent / "migrations"
-# How often a batch is tried while other listeners are in its way, and the first pause between.
+_MIGRATION = 5311  # the number of its lock: one listener at a time
+# How often a batch is tried while something is in its way, and the first pause between.
 TRIES = 8
 PAUSE_S = 0.01
 
@@ -42,7 +43,7 @@ class Summary(NamedTuple):
 
 
 class _InTheWay(StoreUnavailable):
-    """Another listener was; the transaction may be tried again."""
+    """Another listener was, or a connection that had ended; the transaction may be tried again."""
 
 
 class Store:
@@ -93,7 +94,8 @@ class Store:
         wanted = [latest.c.kind.in_(begun.kinds), latest.c.name >= begun.first]
         wanted += [latest.c.name < begun.end] if begun.end is not None else []
         wanted += [sa.tuple_(*key) > sa.tuple_(*map(sa.literal, after))] if after else []
-        page = LAST.where(*wanted).order_by(*key).limit(limit)
+        # A page may be too large to be fetched as a whole.
+        page = LAST.where(*wanted).order_by(*key).limit(limit).execution_options(stream_results=True, max_row_buffer=16)
         with self._transaction() as connection, connection.execute(page) as rows:
             return _page(rows)
 
@@ -104,11 +106,14 @@ class Store:
         return Forgetting(node, name).run(self._transact, told)
 
     def sweep(self, work: Callable[[sa.Connection], _T]) -> _T | None:
-        """A transaction that a loss of power may undo. None while it is not open: that is for who stores something."""
+        """A transaction that a loss of power may undo. None while it is not open, which is for who stores something, or
+        if something was in the way.
+        """
         if self._connection is None:
             return None
-        with self._transaction(synced=False) as connection:
+        with suppress(_InTheWay), self._transaction(synced=False) as connection:
             return work(connection)
+        return None
 
     def _transact(self, work: Callable[[sa.Connection], _T]) -> _T:
         def transaction() -> _T:
@@ -129,7 +134,7 @@ class Store:
             connection.engine.dispose()
 
     def _tried(self, work: Callable[[], _T]) -> _T:
-        """Again while other listeners are in the way: nobody is answered before."""
+        """Again while something is in the way: nobody is answered before."""
         for tried in range(1, TRIES):
             with suppress(_InTheWay):
                 return work()
@@ -148,7 +153,10 @@ class Store:
 
     @contextmanager
     def _transaction(self, synced: bool = True) -> Iterator[sa.Connection]:
-        """Commits at its end; whatever goes wrong closes the database, and the next one opens it again."""
+        """Commits at its end; whatever goes wrong, but for who is in the way, closes the database, and the next one
+        opens it again: at once, where nothing but the connection is known to be lost.
+        """
+        was_there = self._connection is not None
         try:
             connection = self._connection = self._connection or self._opened()
             with self._database.transaction(connection, synced):
@@ -157,8 +165,9 @@ class Store:
             words = f"{self.name}: {self._database.in_words(error)}"
             if self._database.passes(error):
                 raise _InTheWay(words) from None
+            is_lost = was_there and self._database.is_lost(error)
             self._abandon()
-            raise StoreUnavailable(words) from None
+            raise (_InTheWay if is_lost else StoreUnavailable)(words) from None
         except BaseException:
             self._abandon()
             raise
@@ -175,7 +184,8 @@ class Store:
             self._close()
         except self._database.errors:
             self._connection = None
-        self._database.abandoned()
+        with suppress(*self._database.errors):  # what is wrong with its files is told when it is opened
+            self._database.abandoned()
 
     def _opened(self) -> sa.Connection:
         connection = self._database.connect()
@@ -212,8 +222,9 @@ def migrate(connection: sa.Connection) -> None:
     from alembic.script import ScriptDirectory
 
     if connection.dialect.name == "postgresql":  # several listeners may start at once
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5309)")
-        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes what it takes
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # a large table takes what it takes
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection

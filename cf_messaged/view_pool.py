@@ -11,12 +11,14 @@ from typing import NamedTuple
 from cf_messaged.budget import Budget
 from cf_messaged.metrics import Metrics
 from cf_messaged.view_process import RETRY_AFTER_S, Question, Reply, Settings, ViewProcess, failure
-from cf_messaging.wire import ANSWERED, LATER, REFUSED, VIEW
+from cf_messaging.wire import ANSWERED, LATER, REFUSED, VIEW, canonical
 
 log = logging.getLogger(__name__)
 
 # Questions that wait for a process; who comes then is told to come later.
 MAX_WAITING = 100
+# Of a question: the pipe to a process takes as much before that is there to read it.
+MAX_PARAMETERS_CHARS = 32_768
 
 Frames = list[bytes]
 
@@ -56,6 +58,9 @@ class ViewPool:
     def ask(self, envelope: Frames, question: Question) -> list[Answered]:
         """Returns the answer if it need not be waited for."""
         now_s = time.monotonic()
+        if len(canonical(question.parameters)) > MAX_PARAMETERS_CHARS:
+            reason = f"the parameters of view '{question.name:.100}' have more than {MAX_PARAMETERS_CHARS} characters"
+            return [self._answered(envelope, failure(question, REFUSED, reason))]
         if not self._budget.left(envelope[0], now_s):
             reason, wait_s = "too many bytes of views were answered in this minute", self._budget.wait_s(now_s)
         elif len(self._waiting) >= MAX_WAITING:

@@ -111,8 +111,11 @@ class ViewProcess:
             return self._ended(LATER, f"the process that runs views cannot be asked: {error}")
         return None
 
-    def heard(self) -> Reply:
-        """To be called when there is something to read from the pipe."""
+    def heard(self) -> Reply | None:
+        """To be called when there is something to read from the pipe. None: it has ended, and nobody waits."""
+        if self._question is None:
+            self.close()
+            return None
         try:
             answer = self._pipe().recv()
             self._question = None
@@ -147,6 +150,6 @@ class ViewProcess:
         theirs.close()
 
     def _ended(self, status: str, reason: str) -> Reply:
-        question = self._question
+        question = self._question or Question("", "", "", {}, 0)
         self.close()
-        return failure(question or Question("", "", "", {}, 0), status, reason)
+        return failure(question, status, reason)

@@ -446,6 +446,16 @@ def test_a_server_that_is_away(server: Server) -> None:
         assert store.rows("SELECT sequence FROM history ORDER BY sequence") == [(1,), (2,)]
 
 
+def test_a_connection_that_is_gone_costs_nobody_anything(shared: str, stores: Callable[[], Kept]) -> None:
+    """As after a restart of the server: who comes next is answered by another connection."""
+    store = stores()
+    assert add(store, event(1)) == [STORED]
+    before = rows(shared, f"SELECT pg_terminate_backend(pid) FROM ({BACKENDS}) AS b")
+    assert before == [(True,)]
+    assert add(store, event(2)) == [STORED]
+    assert store.rows("SELECT sequence FROM history ORDER BY sequence") == [(1,), (2,)]
+
+
 def test_a_server_that_does_not_answer_costs_half_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a try that took 5 s there is none for 5 s, and none is needed to say why."""
     now_s = [100.0]

@@ -162,6 +162,24 @@ def test_what_fails_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.usefixtures("at_once")
+def test_what_fails_is_left_out(shared: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where partitions cannot be dropped, since somebody has made a view of them, all else goes."""
+    with closing(Kept(shared)) as store:
+        sweep(store, Keep(state=10), steps=20)  # makes partitions
+        of_state = "pg_inherits WHERE inhparent = 'history_state'::regclass"
+        for (name,) in store.rows(f"SELECT inhrelid::regclass::text FROM {of_state}"):
+            store.rows(f"CREATE VIEW of_{name} AS SELECT * FROM {name}")
+        for sequence, day in enumerate([60, 50, 44], 1):
+            say(store, day, "static", sequence)
+        sweeper = Sweeper(store, Keep(state=-400))
+        for _ in range(50):
+            sweeper.step(NOW_US, busy=False)
+            store.add([])  # opens it again
+        assert sequences(store, "seen") == [3]
+    assert {record.getMessage().partition(":")[0] for record in caplog.records} == {"what is too old cannot be removed"}
+
+
+@pytest.mark.usefixtures("at_once")
 def test_the_file_levels_off(tmp_path: Path) -> None:
     """Of each day as much comes as goes: the file has its size after the first days."""
     sizes = []

@@ -30,6 +30,7 @@ from cf_messaging.wire import (
 )
 from listener import HISTORY, OTHER_STREAM, Listener, Node, event, question
 from peers import Peer, Socket, scaled
+from test_cfengine import wait_for
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) AS i FROM n"
 Start = Callable[..., Listener]
@@ -245,6 +246,27 @@ def test_a_stuck_view_is_killed(start: Start, own: Path, plain: zmq.Context[Sock
         stuck = node.ask("stuck")
         assert stuck.status == REFUSED and "took longer than 0.5 s: its process was killed" in stuck.reason
     assert node.ask("nodes").status == ANSWERED
+
+
+def test_a_process_of_views_that_ends_by_itself(start: Start, plain: zmq.Context[Socket]) -> None:
+    """Who was answered by it before is not answered again; the next view has another one."""
+    listener = start(views_at_once=1)
+    node = Node(plain, listener.endpoint)
+    assert node.ask("nodes").status == ANSWERED
+    command = ["pgrep", "-P", str(listener.process.pid), "-f", "spawn_main"]
+    process = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    os.kill(process, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{process}"))  # the listener has seen it
+    assert node.ask("nodes").status == ANSWERED
+    assert listener.end() == 0
+    assert "views answered 2" in listener.heard[-1] and "refused 0" in listener.heard[-1]
+
+
+def test_parameters_of_a_view_are_bounded(start: Start, plain: zmq.Context[Socket]) -> None:
+    """More than the pipe to its process takes at once would hold up the listener until that has started."""
+    node = Node(plain, start().endpoint)
+    refused = node.ask("latest", {"node": "x" * 40_000})
+    assert refused.status == REFUSED and "the parameters of view 'latest' have more than 32768" in refused.reason
 
 
 def test_views_are_cut_by_rows_and_bytes(start: Start, own: Path, plain: zmq.Context[Socket]) -> None:

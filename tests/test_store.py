@@ -340,6 +340,22 @@ def test_a_restored_backup(file: Kept, tmp_path: Path) -> None:
     assert file.rows("PRAGMA integrity_check") == [("ok",)]
 
 
+def test_a_backup_that_is_restored_while_another_program_holds_the_database(file: Kept, tmp_path: Path) -> None:
+    """The log of what was there before does not get into it."""
+    add(file, event(1))
+    backup = tmp_path / "backup.db"
+    other = sqlite3.connect(file.name, isolation_level=None)
+    other.execute("VACUUM INTO ?", [str(backup)])
+    add(file, event(2), event(3))
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="another program holds it locked"):
+        add(file, event(4))
+    os.replace(backup, file.name)
+    assert statuses(add(file, event(5))) == [STORED]
+    other.close()
+    assert file.rows("SELECT sequence FROM history") == [(1,), (5,)]
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     """It is reported, and not changed."""
     path = tmp_path / "store.db"
