@@ -38,9 +38,8 @@ class Checkpoints:
         self._connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
         self._turn = threading.Condition()  # who has it writes, or keeps the writer waiting
         self._is_writing = self._stopping = self._is_told = False
-        self._changes = self._moved = (
-            writer.total_changes
-        )  # rows: that are committed, and that were when the last ended
+        # Rows changed so far: of what is committed, and of what was when the last checkpoint ended.
+        self._changes = self._moved = writer.total_changes
         self._size = 0
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()

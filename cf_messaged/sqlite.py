@@ -85,7 +85,7 @@ class SQLite:
 
     @contextmanager
     def transaction(self, connection: sa.Connection, synced: bool = True) -> Iterator[None]:
-        """By the driver, since SQLAlchemy would take as long as all of a small one."""
+        """By the driver: SQLAlchemy would take as long for it as all of a small one takes."""
         if self._writer is None:
             raise sqlite3.ProgrammingError("it is closed")
         if self._checkpoints is not None:
@@ -100,16 +100,16 @@ class SQLite:
             self._writer.rollback()
             raise
         self._writer.commit()
-        self._check()
+        self._check_file()
+        if self._checkpoints is not None:
+            self._checkpoints.committed()
         if not synced:
             _sync(self._writer)
 
-    def _check(self) -> None:
+    def _check_file(self) -> None:
         """SQLite writes on into a file that was removed; an acknowledgement of that would be a lie."""
         if self._files and _file_id(self.name) != self._files[""]:
             raise OSError("it was removed or replaced; what is there now is opened, or made, at the next event")
-        if self._checkpoints is not None:
-            self._checkpoints.committed()
 
     def closing(self) -> None:
         checkpoints, self._checkpoints = self._checkpoints, None
