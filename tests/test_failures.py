@@ -274,8 +274,10 @@ def test_several_endpoints_that_fail_in_different_ways(agent: Agent, peer: Start
     attributes = promise("request", "x", "", 18).replace('"x"', "@(several)", 1)
     run = agent.run(policy({"p": attributes}), vars={"several": endpoints})
     failed = failure(run, "p")
-    for words in (*endpoints, "connection refused", "CURVE", "no answer"):
+    for words in (*endpoints, "connection refused", "no answer"):
         assert words in failed.text
+    # Who hangs up first decides what is seen of another mechanism; in so short a time it may always be the other one.
+    assert "CURVE" in failed.text or "ZeroMQ's handshake does not succeed" in failed.text, failed.text
 
 
 # ---- what came is not what was wanted
