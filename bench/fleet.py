@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import re
 import select
 import sqlite3
@@ -29,7 +28,7 @@ import zmq
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
-from slow_view import ms, p99  # noqa: E402 - from the folders just added
+from figures import machine, ms, p99  # noqa: E402 - from the folders just added
 
 from cf_messaging.wire import STORED  # noqa: E402
 from listener import Listener, Node, event  # noqa: E402
@@ -231,10 +230,7 @@ def memory(listener: Listener) -> Memory:
 
 
 def tell(measured: Measured, nodes: int, seconds: int) -> None:
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(
-        f"{os.uname().release}, {os.cpu_count()} cores, load {load}; {nodes:,} nodes, for {seconds} s an event/s each"
-    )
+    print(f"{machine()}; {nodes:,} nodes, for {seconds} s an event/s each")
     print("| memory of the listener | MiB | at most until then, MiB | KiB a connection |\n|---|---|---|---|")
     moments = ("no node is connected", "all are, each has said an event", "under load")
     before = measured.memory[0].now

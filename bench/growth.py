@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -28,6 +27,7 @@ import zmq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 import big_store  # noqa: E402 - from the folders just added
+from figures import machine  # noqa: E402
 
 from cf_messaged.times import rfc3339  # noqa: E402
 from cf_messaging.attributes import read_promise  # noqa: E402
@@ -83,8 +83,7 @@ def main() -> None:
 
 def compare(folder: Path, settings: argparse.Namespace) -> Iterator[bool]:
     """Prints the tables; of each row whether it holds."""
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"{os.uname().release}, {os.cpu_count()} cores, load {load}; {settings.rounds} rounds, medians")
+    print(f"{machine()}; {settings.rounds} rounds, medians")
     head("a promise of static information is kept", "names remembered", settings.names)
     for price in of_promises(folder, settings.names):
         yield tell(price, measured(price, settings.rounds))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sqlite3
 import subprocess
 import sys
@@ -26,8 +25,10 @@ from typing import NamedTuple
 import zmq
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests")]
-from cf_messaging.wire import encode_event, event_id  # noqa: E402 - from the folders just added
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
+from figures import machine  # noqa: E402 - from the folders just added
+
+from cf_messaging.wire import encode_event, event_id  # noqa: E402
 from listener import Listener, event  # noqa: E402
 from postgres import Server  # noqa: E402
 
@@ -265,8 +266,7 @@ def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Meas
 
 
 def tell_machine(settings: Settings) -> None:
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"{os.uname().release}, {os.cpu_count()} cores, load {load}; stores in {settings.folder}")
+    print(f"{machine()}; stores in {settings.folder}")
     print(f"{EVENT_BYTES} bytes an event, {settings.pairs} pairs of {settings.seconds:g} s each, medians")
     print("| producers x in flight | cf-messaged, events/s | floor, events/s | of the floor | wanted | aim | lost |")
     print("|---|---|---|---|---|---|---|", flush=True)

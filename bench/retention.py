@@ -8,7 +8,6 @@ allowed.
 from __future__ import annotations
 
 import argparse
-import os
 import select
 import sqlite3
 import sys
@@ -24,7 +23,8 @@ import zmq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 import big_store  # noqa: E402 - from the folders just added
-from slow_view import TIMES, WARM_UP_S, ms, p99  # noqa: E402
+from figures import machine, ms, p99  # noqa: E402
+from slow_view import TIMES, WARM_UP_S  # noqa: E402
 
 from cf_messaged.partitions import DAY_US  # noqa: E402
 from cf_messaging.wire import STORED, Answer  # noqa: E402
@@ -139,8 +139,7 @@ def allowed(idle: Measured) -> float:
 
 
 def tell(events: int, idle: Measured, busy: Measured) -> None:
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"{os.uname().release}, {os.cpu_count()} cores, load {load}; {events:,} events in the store before")
+    print(f"{machine()}; {events:,} events in the store before")
     print(f"{PRODUCERS} producers, {A_SECOND} events/s; p99 allowed: {TIMES} times idle")
     print("| acknowledged, ms | events | median | p99 | p99 allowed | rows removed | left |")
     print("|---|---|---|---|---|---|---|")

@@ -7,19 +7,20 @@ that was due meanwhile. Exit status 0 only if the view was cut, and held up the 
 from __future__ import annotations
 
 import argparse
-import os
 import select
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import zmq
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests")]
-from cf_messaged.store import Store  # noqa: E402 - from the folders just added
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
+from figures import machine, ms, p99  # noqa: E402 - from the folders just added
+
+from cf_messaged.store import Store  # noqa: E402
 from cf_messaging.wire import REFUSED, STORED, Answer, Event  # noqa: E402
 from listener import Listener, Node, event, question  # noqa: E402
 
@@ -118,21 +119,12 @@ class Producer:
 def tell(idle: list[float], beside: list[float], answer: Answer) -> bool:
     """Prints the table; whether all held."""
     allowed = max(TIMES * p99(idle), p99(idle) + MORE_S)
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"{os.uname().release}, {os.cpu_count()} cores, load {load}; {SAMPLES:,} samples stored, {A_SECOND} events/s")
+    print(f"{machine()}; {SAMPLES:,} samples stored, {A_SECOND} events/s")
     print("| acknowledged, ms | events | median | p99 | p99 allowed |\n|---|---|---|---|---|")
     print(f"| idle | {len(idle):,} | {ms(median(idle))} | {ms(p99(idle))} | |")
     print(f"| beside the view | {len(beside):,} | {ms(median(beside))} | {ms(p99(beside))} | {ms(allowed)} |")
     print(f"The view was answered '{answer.status}': {answer.reason}")
     return p99(beside) <= allowed and answer.status == REFUSED and "took longer than" in (answer.reason or "")
-
-
-def p99(took: list[float]) -> float:
-    return quantiles(took, n=100)[98]
-
-
-def ms(seconds: float) -> str:
-    return f"{1000 * seconds:.1f}"
 
 
 if __name__ == "__main__":
