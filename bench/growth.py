@@ -47,12 +47,11 @@ Measure = Callable[[], float]  # seconds
 
 
 class Price(NamedTuple):
-    """unit: in which it is told. at: what measures it, by size, smallest first. bounded: or else it is only told."""
+    """unit: in which it is told. at: what measures it, by size, smallest first."""
 
     what: str
     unit: str
     at: Mapping[int, Measure]
-    bounded: bool = True
 
 
 class Found(NamedTuple):
@@ -118,12 +117,11 @@ def head(what: str, of: str, sizes: list[int]) -> None:
 
 
 def tell(price: Price, found: Found) -> bool:
-    """Prints a row; whether it holds, or need not."""
+    """Prints a row; whether it holds."""
     figures = " | ".join(f"{seconds * UNITS[price.unit]:,.1f} {price.unit}" for seconds in found.seconds)
     times = ", ".join(f"{each:.2f}" for each in found.times[1:])
-    verdict = "" if found.holds else " **MORE THAN ALLOWED**" if price.bounded else " grows with what the node said"
-    print(f"| {price.what} | {figures} | {times}{verdict} |", flush=True)
-    return found.holds or not price.bounded
+    print(f"| {price.what} | {figures} | {times}{'' if found.holds else ' **MORE THAN ALLOWED**'} |", flush=True)
+    return found.holds
 
 
 # ---- what a node pays
@@ -230,22 +228,21 @@ VIEWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("history", {"kind": "dynamic", "limit": 400}),
     ("history", {"node": "web7", "name": "state 7", "limit": 2}),
     ("history", {"node": "web7", "kind": "dynamic", "limit": 2}),
+    ("history", {"node": "web7", "name": "once"}),
     ("changes", {"limit": 200}),
     ("changes", {"node": "web7", "limit": 1}),
     ("changes", {"name": "os", "limit": 200}),
     ("changes", {"node": "web7", "name": "os", "limit": 1}),
 )
-# All that the node said is looked through: an index for it would cost each event something, and hardly anybody asks.
-UNBOUNDED = ("history", {"node": "web7", "name": "once"})
 
 
 def of_listeners(listening: Mapping[int, Listening]) -> Iterator[Price]:
-    for view, parameters in (*VIEWS, UNBOUNDED):
+    for view, parameters in VIEWS:
         rows = next(iter(listening.values())).rows(view, parameters)
         given = ", ".join(f"{name} {value}" for name, value in parameters.items())
         what = f"view {view}{given and f' of {given}'}, {rows} rows"
         ask = {size: partial(each.answer, view, parameters, rows) for size, each in listening.items()}
-        yield Price(what, "ms", ask, bounded=(view, parameters) != UNBOUNDED)
+        yield Price(what, "ms", ask)
     yield Price("an acknowledgement", "µs", {size: each.acknowledge for size, each in listening.items()})
     many = {size: each.acknowledge_many for size, each in listening.items()}
     yield Price(f"each of {IN_FLIGHT} in flight", "µs", many)

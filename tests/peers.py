@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
+from zmtp import greeting
+
 Frames = list[bytes]
 
 if TYPE_CHECKING:
@@ -198,7 +200,9 @@ KINDS: dict[str, tuple[int, Callable[[Socket, argparse.Namespace], None]]] = {
     "pair-silent": (zmq.PAIR, listen),
     "pair-speaking": (zmq.PAIR, send_and_listen),
 }
-TCP_KINDS = ("tcp-silent", "tcp-banner")
+# What they say to each caller, unless they are told what. The last wants CURVE like "curve-rep", but leaves it to the
+# caller to hang up: who does so first decides whether a ZeroMQ caller is told why.
+TCP_KINDS = {"tcp-silent": b"", "tcp-banner": b"SSH-2.0-OpenSSH_9.2p1\r\n", "tcp-curve": greeting(mechanism=b"CURVE")}
 
 
 def converse(options: argparse.Namespace) -> None:
@@ -227,8 +231,7 @@ def accept(options: argparse.Namespace) -> None:
     for index in itertools.count():
         caller, _ = listener.accept()
         tell("accepted")
-        if options.kind == "tcp-banner":
-            caller.sendall(b"".join(words(options, index, [b"SSH-2.0-OpenSSH_9.2p1\r\n"])))
+        caller.sendall(b"".join(words(options, index, [TCP_KINDS[options.kind]])))
         if options.close:
             caller.close()
         callers.append(caller)
