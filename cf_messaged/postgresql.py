@@ -110,8 +110,7 @@ class PostgreSQL:
 
     @contextmanager
     def transaction(self, connection: sa.Connection, synced: bool = True) -> Iterator[None]:
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
+        driver: Any = connection.connection.driver_connection
         with driver.transaction():
             if not synced:
                 driver.execute("SET LOCAL synchronous_commit = off")

@@ -100,8 +100,8 @@ class Sweeper:
         if swept is None:
             return False
         self._place = swept.place or Place()
-        self._task = (self._task + (swept.place is None)) % swept.tasks
-        return swept.place is not None or self._task > 0
+        self._task += swept.place is None
+        return self._task < swept.tasks
 
     def _fail(self, complaint: str) -> None:
         """The other tasks have their turn next. It is said once, until it is something else."""

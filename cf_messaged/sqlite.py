@@ -68,7 +68,7 @@ class SQLite:
             sa.URL.create("sqlite", database=self.name),
             poolclass=sa.NullPool,
             paramstyle="named",
-            isolation_level="AUTOCOMMIT",
+            isolation_level="AUTOCOMMIT",  # transactions are begun by us, not guessed by the driver
             connect_args={"timeout": BUSY_TIMEOUT_S},
         )
         sa.event.listen(engine, "connect", self._prepare)
@@ -193,7 +193,6 @@ class SQLite:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.isolation_level = None  # transactions are begun by us, not guessed by the driver
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # checkpoints.py makes them

@@ -57,10 +57,10 @@ class ViewPool:
 
     def ask(self, envelope: Frames, question: Question) -> list[Answered]:
         """Returns the answer if it need not be waited for."""
-        now_s = time.monotonic()
         if len(canonical(question.parameters)) > MAX_PARAMETERS_CHARS:
             reason = f"the parameters of view '{question.name:.100}' have more than {MAX_PARAMETERS_CHARS} characters"
             return [self._answered(envelope, failure(question, REFUSED, reason))]
+        now_s = time.monotonic()
         if not self._budget.left(envelope[0], now_s):
             reason, wait_s = "too many bytes of views were answered in this minute", self._budget.wait_s(now_s)
         elif len(self._waiting) >= MAX_WAITING:

@@ -108,27 +108,26 @@ class ViewProcess:
             self._deadline = time.monotonic() + self._seconds + GRACE_S
             self._pipe().send((question, settings))
         except OSError as error:
-            return self._ended(LATER, f"the process that runs views cannot be asked: {error}")
+            return self._ended(question, LATER, f"the process that runs views cannot be asked: {error}")
         return None
 
     def heard(self) -> Reply | None:
         """To be called when there is something to read from the pipe. None: it has ended, and nobody waits."""
-        if self._question is None:
+        question, self._question = self._question, None
+        if question is None:
             self.close()
             return None
         try:
-            answer = self._pipe().recv()
-            self._question = None
-            return Reply(*answer)
+            return Reply(*self._pipe().recv())
         except (EOFError, OSError):
-            return self._ended(REFUSED, "the process that ran the view died")
+            return self._ended(question, REFUSED, "the process that ran the view died")
 
     def overdue(self) -> Reply | None:
         """Kills the process if it did not cut the view itself."""
         if self._question is None or time.monotonic() < self._deadline:
             return None
         reason = f"view '{self._question.name}' took longer than {self._seconds:g} s: its process was killed"
-        return self._ended(REFUSED, reason)
+        return self._ended(self._question, REFUSED, reason)
 
     def close(self) -> None:
         if self.pipe is not None:
@@ -149,7 +148,6 @@ class ViewProcess:
         self._process.start()
         theirs.close()
 
-    def _ended(self, status: str, reason: str) -> Reply:
-        question = self._question or Question("", "", "", {}, 0)
+    def _ended(self, question: Question, status: str, reason: str) -> Reply:
         self.close()
         return failure(question, status, reason)
