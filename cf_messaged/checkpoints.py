@@ -27,7 +27,8 @@ class Checkpoints:
     move all but what is written meanwhile, and the log would never end: so the last of them has the writer wait.
 
     SQLite before 3.51.3 can lose pages if a checkpoint that finds nothing to move begins just when a writer begins the
-    log anew (sqlite.org/wal.html#walresetbug). Here each finds something: what was changed after the one before ended.
+    log anew (sqlite.org/wal.html#walresetbug). Here each beside the writer finds something: what was changed after the
+    one before ended.
     """
 
     def __init__(self, path: str, writer: sqlite3.Connection) -> None:
@@ -38,8 +39,8 @@ class Checkpoints:
         self._connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
         self._turn = threading.Condition()  # who has it writes, or keeps the writer waiting
         self._is_writing = self._stopping = self._is_told = False
-        # Rows changed so far: of what is committed, and of what was when the last checkpoint ended.
-        self._changes = self._moved = writer.total_changes
+        # Rows changed so far: of what is committed, and of what was when the last checkpoint began, and ended.
+        self._changes = self._moved = self._ended = writer.total_changes
         self._size = 0
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
@@ -88,35 +89,29 @@ class Checkpoints:
     def _is_due(self) -> bool:
         """Returns once it is; False if it is to stop."""
         with self._turn:
-            self._turn.wait_for(lambda: self._stopping or (self._size > LOG_BYTES and self._has_changed()))
+            self._turn.wait_for(lambda: self._stopping or (self._size > LOG_BYTES and self._changes > self._ended))
             return not self._stopping
-
-    def _has_changed(self) -> bool:
-        return self._changes > self._moved
 
     def _checkpoint(self) -> None:
         """Until all is moved; the rest while the writer waits, unless it is stopping."""
         for _ in range(MOST):
-            if not self._is_left():
-                return
+            if self._stopping or self._changes == self._ended:
+                break
             began_s = time.monotonic()
             self._move()
             if time.monotonic() - began_s < SHORT_S:
                 break
         with self._turn:
-            if self._is_left():
+            if not self._stopping and self._changes > self._moved:
                 self._move()
 
-    def _is_left(self) -> bool:
-        with self._turn:
-            return not self._stopping and self._has_changed()
-
     def _move(self) -> None:
+        self._moved = self._changes
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
             with self._turn:
-                self._moved = self._changes
+                self._ended = self._changes
 
     def _tell(self, error: sqlite3.Error) -> None:
         """Once: the writer notices by itself what is wrong with the database."""

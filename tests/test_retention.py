@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from cf_messaged import checkpoints, retention
+from cf_messaged import checkpoints, retention, sqlite
 from cf_messaged.database import StoreUnavailable
 from cf_messaged.old_rows import Place
 from cf_messaged.partitions import DAY_US
@@ -216,6 +216,21 @@ def test_the_log_levels_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             write(10)
             written += max(500_000, os.stat(path).st_size + log.stat().st_size - before)
         assert log.stat().st_size < 3 * checkpoints.LOG_BYTES
+
+
+def test_the_log_levels_off_beside_small_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of which ends while each checkpoint runs."""
+    size = 256 * 1024
+    monkeypatch.setattr(checkpoints, "PAUSE_S", 0.01)
+    for module in (checkpoints, sqlite):
+        monkeypatch.setattr(module, "LOG_BYTES", size)
+    path = tmp_path / "store.db"
+    with closing(Kept(f"sqlite:///{path}")) as store:
+        largest = 0
+        for sequence in range(1, 2001):
+            store.add([(event(sequence), NOW_US)])
+            largest = max(largest, os.stat(f"{path}-wal").st_size)
+    assert largest < 3 * size
 
 
 def test_a_listener_keeps_what_it_should(start: Start, plain: zmq.Context[Socket], tmp_path: Path) -> None:  # noqa: F811
