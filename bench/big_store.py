@@ -6,6 +6,7 @@ tests/test_growth.py holds it to what Store.add makes of the same events.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import sys
 import time
@@ -88,6 +89,8 @@ def fill(path: Path, count: int, until_us: int | None = None) -> None:
         _Filling(connection).run(count, until_us or time.time_ns() // 1000)
         connection.execute("PRAGMA locking_mode = NORMAL").fetchall()
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    with path.open() as filled:
+        os.fsync(filled.fileno())  # else what is measured next pays for it
 
 
 class _Filling:

@@ -16,8 +16,10 @@ LOG_BYTES = 16 * 1024 * 1024
 # Between two tries, while a view reads what was there before: as long as it does, the log cannot be begun anew.
 PAUSE_S = 0.5
 # What was written meanwhile is little enough for the writer to wait for if a checkpoint beside it took no longer than
-# this; but after so many it is waited for anyway, or the log of a slow disk would grow for ever.
-SHORT_S, MOST = 0.1, 4
+# this; but after so many it waits anyway, or the log of a slow disk would grow for ever.
+SHORT_S, MOST = 0.003, 6
+# How long the next of them waits for something to move; a writer that says nothing for longer can wait too.
+MOMENT_S = 0.01
 
 
 class Checkpoints:
@@ -93,17 +95,23 @@ class Checkpoints:
             return not self._stopping
 
     def _checkpoint(self) -> None:
-        """Until all is moved; the rest while the writer waits, unless it is stopping."""
+        """Beside the writer until little is left, and that while it waits. The file is synced only by a checkpoint that
+        has moved all: the first of those takes the longest.
+        """
         for _ in range(MOST):
-            if self._stopping or self._changes == self._ended:
-                break
             began_s = time.monotonic()
             self._move()
-            if time.monotonic() - began_s < SHORT_S:
+            if time.monotonic() - began_s < SHORT_S or not self._is_something_left():
                 break
         with self._turn:
             if not self._stopping and self._changes > self._moved:
                 self._move()
+
+    def _is_something_left(self) -> bool:
+        """Within a moment."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._stopping or self._changes > self._ended, MOMENT_S)
+            return not self._stopping and self._changes > self._ended
 
     def _move(self) -> None:
         self._moved = self._changes

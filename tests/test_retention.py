@@ -38,8 +38,7 @@ def store(fresh: Callable[..., str]) -> Iterator[Kept]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is due."""
-    monkeypatch.setattr(retention, "PAUSE_BUSY", 0)
-    monkeypatch.setattr(retention, "PAUSE_IDLE", 0)
+    monkeypatch.setattr(retention, "PAUSE", 0)
     monkeypatch.setattr(retention, "LOOK_S", 0)
 
 
@@ -53,7 +52,7 @@ def say(store: Kept, day: float, kind: str, sequence: int, data: object = None) 
 def sweep(store: Kept, keep: Keep = KEEP, steps: int = 50) -> None:
     sweeper = Sweeper(store, keep)
     for _ in range(steps):
-        sweeper.step(NOW_US, busy=False)
+        sweeper.step(NOW_US)
 
 
 def sequences(store: Kept, table: str = "history") -> list[int]:
@@ -105,16 +104,14 @@ def test_a_step_is_small(store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     if "sqlite" in store.url:
         sweeper = Sweeper(store, KEEP)
         for left in (100 - retention.FIRST, 100 - 2 * retention.FIRST):
-            sweeper.step(NOW_US, busy=False)
+            sweeper.step(NOW_US)
             assert len(sequences(store)) == left
     sweep(store)
     assert sequences(store) == []
 
 
 def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is due after some times what one took, more often while no events come; and seldom if nothing is
-    left.
-    """
+    """The next one is due after some times what one took, and seldom if nothing is left."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     took: list[float] = []
@@ -129,17 +126,15 @@ def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> Non
 
     slow = Slow()
     sweeper = Sweeper(slow, KEEP)
-    sweeper.step(NOW_US, busy=True)
-    assert sweeper.poll_s(clock[0]) == retention.PAUSE_IDLE < retention.PAUSE_BUSY
-    clock[0] += retention.PAUSE_BUSY - 0.1
-    sweeper.step(NOW_US, busy=True)
+    sweeper.step(NOW_US)
+    assert sweeper.poll_s(clock[0]) == retention.PAUSE
+    clock[0] += retention.PAUSE - 0.1
+    sweeper.step(NOW_US)
     assert len(took) == 1
-    sweeper.step(NOW_US, busy=False)
-    assert len(took) == 2
     slow.left = False
-    clock[0] += retention.PAUSE_BUSY
-    sweeper.step(NOW_US, busy=True)
-    assert len(took) == 3 and sweeper.poll_s(clock[0]) == retention.LOOK_S
+    clock[0] += 0.1
+    sweeper.step(NOW_US)
+    assert len(took) == 2 and sweeper.poll_s(clock[0]) == retention.LOOK_S
 
 
 @pytest.mark.usefixtures("at_once")
@@ -155,8 +150,8 @@ def test_what_fails_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixtur
 
     lost = Lost()
     sweeper = Sweeper(lost, KEEP)
-    sweeper.step(NOW_US, busy=False)
-    sweeper.step(NOW_US, busy=False)
+    sweeper.step(NOW_US)
+    sweeper.step(NOW_US)
     assert lost.tried == 2
     assert [record.getMessage() for record in caplog.records] == ["what is too old cannot be removed: it is gone"]
 
@@ -173,7 +168,7 @@ def test_what_fails_is_left_out(shared: str, caplog: pytest.LogCaptureFixture) -
             say(store, day, "static", sequence)
         sweeper = Sweeper(store, Keep(state=-400))
         for _ in range(50):
-            sweeper.step(NOW_US, busy=False)
+            sweeper.step(NOW_US)
             store.add([])  # opens it again
         assert sequences(store, "seen") == [3]
     assert {record.getMessage().partition(":")[0] for record in caplog.records} == {"what is too old cannot be removed"}
@@ -190,7 +185,7 @@ def test_the_file_levels_off(tmp_path: Path) -> None:
             store.add([(event(sequence + each, data="x" * 500), received) for each in range(500)])
             sweeper = Sweeper(store, Keep(state=2, seen=2))
             for _ in range(60):
-                sweeper.step(received, busy=False)
+                sweeper.step(received)
             sizes.append(store.rows("PRAGMA page_count")[0][0])
     assert sizes[1] > 1.5 * sizes[0]  # so it would grow
     assert max(sizes[5:]) <= 1.1 * max(sizes[:5])
