@@ -26,8 +26,9 @@ SEEN_DAYS = 45.0
 STEP_S = 0.002
 # Rows of a statement: of the first in a step, when nobody knows yet how long they take, and of any.
 FIRST, MOST = 16, 2048
-# From a step to the next, in times of what it took: so few events come into one that 99 of 100 do not notice.
-PAUSE = 30
+# From a step to the next, in times of what it took: so few events come into one that 99 of 100 do not notice. It is due
+# after so many events too, or more would come than goes: an event leaves two rows, a step removes some hundred.
+PAUSE, EVENTS = 30, 32
 # After nothing was left, or nothing could be removed.
 LOOK_S = 60.0
 
@@ -71,24 +72,24 @@ class Sweeper:
         self._store = store
         self._task, self._place = 0, Place()
         self._look_s = self._ended_s = self._took_s = 0.0
+        self._events = 0
         self._complaint = ""
 
     def poll_s(self, now_s: float) -> float:
-        return max(0.0, self._due_s() - now_s)
+        return max(0.0, self._look_s - now_s, self._ended_s + PAUSE * self._took_s - now_s)
 
-    def step(self, now_us: int) -> None:
-        """Does nothing until it is due."""
+    def step(self, now_us: int, events: int = 0) -> None:
+        """Does nothing until it is due. events: how many came in this round."""
         began_s = time.monotonic()
-        if began_s < self._due_s():
+        self._events += events
+        if began_s < self._look_s or (self._events < EVENTS and self.poll_s(began_s) > 0):
             return
+        self._events = 0
         is_left = self._try(now_us)
         self._ended_s = time.monotonic()
         self._took_s = self._ended_s - began_s
         if not is_left:
             self._look_s = self._ended_s + LOOK_S
-
-    def _due_s(self) -> float:
-        return max(self._look_s, self._ended_s + PAUSE * self._took_s)
 
     def _try(self, now_us: int) -> bool:
         """Whether there is something left to do now."""

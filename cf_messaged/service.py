@@ -132,7 +132,7 @@ class Service:
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         self._publish_news()
-        self._sweeper.step(now_us())
+        self._sweeper.step(now_us(), len(taken))
         self._notifier.alive()
 
     # ---- waiting

@@ -111,7 +111,7 @@ def test_a_step_is_small(store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is due after some times what one took, and seldom if nothing is left."""
+    """The next one is due after some times what one took, or after so many events; and seldom if nothing is left."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     took: list[float] = []
@@ -129,12 +129,17 @@ def test_a_step_is_paid_for_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> Non
     sweeper.step(NOW_US)
     assert sweeper.poll_s(clock[0]) == retention.PAUSE
     clock[0] += retention.PAUSE - 0.1
-    sweeper.step(NOW_US)
+    for events in (0, 1, retention.EVENTS - 2):
+        sweeper.step(NOW_US, events)
     assert len(took) == 1
+    sweeper.step(NOW_US, 1)
+    assert len(took) == 2
     slow.left = False
-    clock[0] += 0.1
+    clock[0] += retention.PAUSE
     sweeper.step(NOW_US)
-    assert len(took) == 2 and sweeper.poll_s(clock[0]) == retention.LOOK_S
+    assert len(took) == 3 and sweeper.poll_s(clock[0]) == retention.LOOK_S
+    sweeper.step(NOW_US, retention.EVENTS)
+    assert len(took) == 3
 
 
 @pytest.mark.usefixtures("at_once")
