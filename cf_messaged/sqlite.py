@@ -24,7 +24,7 @@ _STEPS = 10_000
 
 FULL = 2  # of SQLite's `synchronous`
 
-# Of a database that is made. An event changes a page in each of eight trees, and all of them are synced before it is
+# Of a database that is made. An event changes a page in each of nine trees, and all of them are synced before it is
 # acknowledged: the smaller they are, the sooner.
 PAGE_BYTES = 1024
 

@@ -70,8 +70,7 @@ latest = sa.Table(
 )
 
 # row: when it was received, made to grow with each row: so it is written at the end, and is the order in which the view
-# answers. One index for each question that the view asks by; SQLite's end with the row. That of a node also tells the
-# name, for who asks for both.
+# answers. One index for each question that the view asks by; SQLite's end with the row.
 history = sa.Table(
     "history",
     metadata,
@@ -86,7 +85,8 @@ history = sa.Table(
     sa.Column("received", _BIG, nullable=False),
     sa.Index("history_of_kind", "kind"),
     sa.Index("history_of_name", "name"),
-    sa.Index("history_of_node", "node", "row", "name"),
+    sa.Index("history_of_node", "node"),
+    sa.Index("history_of_both", "node", "name"),
 )
 
 # Static information that changed: so seldom that each question has an index in the order of its answer.

@@ -392,7 +392,7 @@ def test_the_summary_is_read_beside_a_writer(store: Kept) -> None:
         (f"SELECT id FROM streams WHERE stream IN ('{STREAM}')", "sqlite_autoindex_streams"),
         ("SELECT node FROM latest WHERE kind = 'common' AND name = 'x'", "sqlite_autoindex_latest"),
         ("SELECT data FROM latest WHERE kind = 'a' AND name = 'b' AND node = 'c'", "sqlite_autoindex_latest"),
-        ("DELETE FROM history WHERE node = 'a' AND name = 'b'", "history_of_node"),
+        ("DELETE FROM history WHERE node = 'a' AND name = 'b'", "history_of_both"),
         ("DELETE FROM changes WHERE node = 'a'", "changes_of_node"),
         ("DELETE FROM latest WHERE node = 'a'", "latest_of_node"),
     ],

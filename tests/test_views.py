@@ -416,7 +416,7 @@ PLANS: list[tuple[str, dict[str, Any], str]] = [
     ("history", {"kind": "dynamic"}, "history_of_kind"),
     ("history", {"name": "load"}, "history_of_name"),
     ("history", {"node": "web1"}, "history_of_node"),
-    ("history", {"node": "web1", "name": "load", "since": TIME}, "history_of_node"),
+    ("history", {"node": "web1", "name": "load", "since": TIME}, "history_of_both"),
     ("latest", {"node": "web1"}, "latest_of_node"),
     ("latest", {"kind": "static", "name": "os"}, "sqlite_autoindex_latest_1"),
     ("latest", {"name": "os"}, "sqlite_autoindex_latest_1 (kind=? AND name=?)"),

@@ -121,7 +121,8 @@ def _index_history() -> None:
         op.create_index("history_of_row", "history", row)
     op.create_index("history_of_kind", "history", ["kind", *row])
     op.create_index("history_of_name", "history", ["name", *row])
-    op.create_index("history_of_node", "history", ["node", "row", "name"])
+    op.create_index("history_of_node", "history", ["node", *row])
+    op.create_index("history_of_both", "history", ["node", "name", *row])
     if is_sqlite:
         _tell_planner()
 
@@ -132,7 +133,8 @@ def _tell_planner() -> None:
     for index, shared in {
         "history_of_kind": "5000000",
         "history_of_name": "500000",
-        "history_of_node": "1000 1 1",
+        "history_of_node": "1000",
+        "history_of_both": "1000 50",
     }.items():
         op.execute(f"INSERT INTO sqlite_stat1 VALUES ('history', '{index}', '10000000 {shared}')")
 
