@@ -37,6 +37,13 @@ def parse(endpoint: str) -> Endpoint:
     return Endpoint("tcp", parts[1] or parts[2], int(parts[3]))
 
 
+def is_local(endpoint: str) -> bool:
+    """Whether nothing that is said there leaves this machine."""
+    there = parse(endpoint)
+    is_loopback = _is_ipv4(there.host) and there.host.startswith("127.")
+    return there.transport == "ipc" or there.host in ("localhost", "::1") or is_loopback
+
+
 def _is_name_or_ipv4(host: str) -> bool:
     # What only looks like an address would be looked up by libzmq, in the thread that serves all sockets.
     return not _is_ipv4(host) or all(int(number) <= 255 for number in host.split("."))

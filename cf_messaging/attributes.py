@@ -7,6 +7,7 @@ import re
 from collections import namedtuple
 from functools import lru_cache
 
+from .addresses import is_local
 from .addresses import parse as parse_endpoint
 from .patterns import ACKNOWLEDGED, PATTERNS, objection
 from .wire import KINDS, MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES, check_name, check_node, encode
@@ -151,6 +152,56 @@ def _read_object(value: Any) -> dict[str, Any]:
     raise ValueError("allowed is an object: a data container, or text that is a JSON object")
 
 
+# server_key: bytes, or the path of a certificate. accept: bytes each, or the path of a directory. None where not given.
+Curve = namedtuple("Curve", "server_key key_file accept")
+
+
+def _read_curve(value: Any) -> Curve:
+    given = _read_object(value)
+    for name in given:
+        if name not in Curve._fields:
+            raise ValueError(f"unknown key '{name}': {_one_of(name, Curve._fields)}")
+    if "server_key" in given and "accept" in given:
+        raise ValueError("'server_key' is for who connects, 'accept' for who binds: allowed is one of both")
+    return Curve(*(_READ_KEYS[name](name, given[name]) if name in given else None for name in Curve._fields))
+
+
+def _read_key_or_path(name: str, value: Any) -> bytes | str:
+    from .keys import from_hex
+
+    if isinstance(value, str) and value.startswith("/"):
+        return _read_path(value)
+    try:
+        return from_hex(value)
+    except ValueError as error:
+        raise ValueError(f"'{name}' is {error}, and no absolute path of a certificate") from None
+
+
+def _read_key_path(name: str, value: Any) -> str:
+    try:
+        return _read_path(value)
+    except ValueError as error:
+        raise ValueError(f"'{name}': {error}") from None
+
+
+def _read_accepted(name: str, value: Any) -> tuple[bytes, ...] | str:
+    from .keys import from_hex
+
+    if isinstance(value, str) and value.startswith("/"):
+        return _read_path(value.rstrip("/") or value)
+    try:
+        return tuple(from_hex(key) for key in (value if isinstance(value, list) else [value]))
+    except ValueError as error:
+        raise ValueError(f"'{name}' holds {error}; allowed is a list of keys, or the path of a directory") from None
+
+
+_READ_KEYS: dict[str, Callable[[str, Any], Any]] = {
+    "server_key": _read_key_or_path,
+    "key_file": _read_key_path,
+    "accept": _read_accepted,
+}
+
+
 # type: as policy writers know it. default: as policy would write it, None where there is none.
 Attribute = namedtuple("Attribute", "type default read")
 
@@ -174,6 +225,7 @@ ATTRIBUTES = {
     "view": Attribute("string", None, _named("a name", check_name)),
     "parameters": Attribute("object", "{}", _read_object),
     "node": Attribute("string", None, _named("the name of a node", check_node)),
+    "curve": Attribute("body, object", None, _read_curve),
     "state_dir": Attribute("string", None, _read_path),
 }
 _DEFAULTS = {name: None if each.default is None else each.read(each.default) for name, each in ATTRIBUTES.items()}
@@ -203,6 +255,7 @@ class Promise:
     view: str | None
     parameters: dict[str, Any]
     node: str | None  # None: the host name
+    curve: Curve | None
     state_dir: str | None
     value: Any  # of information: the payload as it came
     dry_run: bool  # say what would be done, and do nothing
@@ -235,7 +288,22 @@ def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     for endpoint in promise.endpoint:
         if endpoint.startswith("tcp://*:") and not promise.bind:
             raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: the host '*' needs 'bind'")
+    _check_curve(promise, given)
     return promise
+
+
+def _check_curve(promise: Promise, given: dict[str, Any]) -> None:
+    """Who connects must know whom he talks to, who binds whom he lets in; information stays on this machine without."""
+    if promise.curve:
+        needed, other = ("accept", "server_key") if promise.bind else ("server_key", "accept")
+        if getattr(promise.curve, other) is not None or getattr(promise.curve, needed) is None:
+            side = "with 'bind'" if promise.bind else "without 'bind'"
+            raise ValueError(f"attribute 'curve' is {shown(given['curve'])}: {side} it needs '{needed}', not '{other}'")
+    elif promise.information or promise.view:
+        for endpoint in promise.endpoint:
+            if not is_local(endpoint):
+                beyond = "beyond this machine all could read and change it: 'curve' is needed"
+                raise ValueError(f"attribute 'endpoint' is {shown(given['endpoint'])}: {beyond}")
 
 
 def _check_promiser(promiser: str) -> None:

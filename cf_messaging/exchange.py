@@ -12,15 +12,20 @@ import zmq
 from .addresses import resolve
 from .conversations import Exchanged, hold
 from .files import check_descriptors
-from .link import Link
+from .keys import BadKey, directory_keys, own_pair, public_key
+from .link import Link, Security
 from .outcomes import Failure, Reason, worst
 from .patterns import ASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
+    from .attributes import Curve
+    from .keys import Pair
     from .patterns import Conversation
+    from .zap import Door
 
 # Sockets stay open for the next promise; libzmq has room for about a thousand, and each link takes three.
 _MAX_LINKS = 200
@@ -40,11 +45,13 @@ class Exchange:
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._links: dict[tuple[str, str, bool, bytes], Link] = {}
+        self._links: dict[tuple[Any, ...], Link] = {}
+        self._pairs: dict[str, Pair] = {}  # by the path of their file
+        self._door: Door | None = None
         self._addresses: dict[str, list[str]] = {}
         self._unresolved: dict[str, Failure] = {}  # by endpoint
-        self._hopeless: dict[str, Failure] = {}  # by address
-        self._silences: dict[str, int] = {}
+        self._hopeless: dict[tuple[str, Curve | None], Failure] = {}  # by address and keys
+        self._silences: dict[tuple[str, Curve | None], int] = {}
 
     def converse(self, talk: Conversation, deadline: float) -> Exchanged:
         """Hold the conversation at the first endpoint where somebody is; never longer than until the deadline."""
@@ -88,7 +95,7 @@ class Exchange:
         left = others + len(addresses)
         for address in addresses:
             left -= 1
-            hopeless = self._hopeless.get(address)
+            hopeless = self._hopeless.get((address, talk.curve))
             if hopeless and not talk.bind:
                 missed.append(hopeless)
                 continue
@@ -99,7 +106,7 @@ class Exchange:
                 return True
             except Failure as failure:
                 missed.append(failure)
-                self._learn(address, failure, done)
+                self._learn((address, talk.curve), failure, done)
                 if _is_final(failure, deadline):
                     break
         return False
@@ -115,13 +122,13 @@ class Exchange:
                 raise
         return self._addresses[endpoint]
 
-    def _learn(self, address: str, failure: Failure, done: Exchanged) -> None:
+    def _learn(self, where: tuple[str, Curve | None], failure: Failure, done: Exchanged) -> None:
         if failure.reason in (Reason.UNREACHABLE, Reason.LOCAL):
-            self._hopeless[address] = _remembered(failure)
+            self._hopeless[where] = _remembered(failure)
         elif failure.reason in _ELSEWHERE and not done.received:
-            self._silences[address] = self._silences.get(address, 0) + 1
-            if self._silences[address] >= _SILENCES_ENOUGH:
-                self._hopeless[address] = _remembered(failure)
+            self._silences[where] = self._silences.get(where, 0) + 1
+            if self._silences[where] >= _SILENCES_ENOUGH:
+                self._hopeless[where] = _remembered(failure)
 
     def _link(self, talk: Conversation, candidate: Candidate) -> Link:
         """The socket for this conversation: the one that is open already, or a new one."""
@@ -129,12 +136,35 @@ class Exchange:
         if key not in self._links:
             self._make_room(candidate.address, talk.bind)
             check_descriptors()
-            self._links[key] = Link(self._context, talk, candidate.endpoint, candidate.address, candidate.until)
+            security = self._security(talk.curve) if talk.curve else None
+            self._links[key] = Link(
+                self._context, talk, candidate.endpoint, candidate.address, candidate.until, security
+            )
         return self._links[key]
 
     @staticmethod
-    def _key(talk: Conversation, address: str) -> tuple[str, str, bool, bytes]:
-        return talk.pattern.socket, address, talk.bind, talk.topic if talk.pattern.socket == "SUB" else b""
+    def _key(talk: Conversation, address: str) -> tuple[Any, ...]:
+        return talk.pattern.socket, address, talk.bind, talk.topic if talk.pattern.socket == "SUB" else b"", talk.curve
+
+    def _security(self, curve: Curve) -> Security:
+        """Keys are read when they are needed: this loads a file, and may make one."""
+        try:
+            if curve.key_file not in self._pairs:
+                self._pairs[curve.key_file] = own_pair(curve.key_file, zmq.curve_keypair)
+            pair = self._pairs[curve.key_file]
+            if curve.accept is not None:
+                return Security(pair, b"", self._domain(curve.accept))
+            key = curve.server_key
+            return Security(pair, public_key(key) if isinstance(key, str) else key, b"")
+        except BadKey as error:
+            raise Failure(Reason.LOCAL, str(error)) from None
+
+    def _domain(self, accept: str | tuple[bytes, ...]) -> bytes:
+        if self._door is None:
+            from .zap import Door
+
+            self._door = Door(self._context)
+        return self._door.domain(directory_keys(accept) if isinstance(accept, str) else accept)
 
     def _make_room(self, address: str, bind: bool) -> None:
         in_the_way = [key for key in self._links if bind and key[1:3] == (address, True)]

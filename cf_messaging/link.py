@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from itertools import count
 from struct import unpack
 from time import monotonic
@@ -16,6 +17,9 @@ from .wire import MAX_PAYLOAD_BYTES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .patterns import Conversation
+
+# Of a link with CURVE. server_key: of who is connected to, empty where it is bound; domain: of ZAP, of who is let in.
+Security = namedtuple("Security", "pair server_key domain")
 
 # Plain numbers: pyzmq's enums cost more than what is done with them.
 READ, WRITE = int(zmq.POLLIN), int(zmq.POLLOUT)  # for Link.wait()
@@ -42,6 +46,9 @@ _NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is 
 # libzmq cuts a peer off whose message is too large, and does not say so.
 CLOSED = f"the peer closed it, or sent more than MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes"
 _OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
+_NO_CURVE = "uses another security mechanism than this node: it does not want CURVE"
+_SILENT_ENOUGH = 2  # one may be a peer that was just ending
+_ZAP_ENFORCE_DOMAIN = 93  # pyzmq has no name for it in all its versions
 
 
 class Link:
@@ -53,6 +60,8 @@ class Link:
         "_connected",
         "_failing",
         "_monitor",
+        "_security",
+        "_silent",
         "_trouble",
         "address",
         "connects",
@@ -66,9 +75,15 @@ class Link:
     )
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], talk: Conversation, endpoint: str, address: str, deadline: float
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        talk: Conversation,
+        endpoint: str,
+        address: str,
+        deadline: float,
+        security: Security | None = None,
     ) -> None:
-        """Endpoint: as policy wrote it, for messages; address: the same, resolved."""
+        """Endpoint: as policy wrote it, for messages; address: the same, resolved; security: None if all is plain."""
         self.endpoint = endpoint
         self.address = address
         self.peers = 0  # connections whose handshake succeeded and that were not seen to end
@@ -81,10 +96,14 @@ class Link:
         self._failing = 0  # connections whose handshake failed and whose end the monitor has still to tell
         self._attempted = ""  # what came of a connection attempt that failed
         self._trouble: Failure | None = None
+        self._security = security
+        self._silent = 0  # handshakes that failed without a word
         self.kind = talk.pattern.socket
         self.socket = context.socket(getattr(zmq, self.kind))
         self._monitor = _watched(context, self.socket)
         _configure(self.socket, talk)
+        if security:
+            _secure(self.socket, security)
         try:
             self._attach(deadline)
         except BaseException:
@@ -160,9 +179,21 @@ class Link:
     def _judge(self, event: int, value: int) -> None:
         """Of a failed handshake. One without detail may be a peer that was just ending, and is tried again."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._refuse(f"its access control does not let this node in (ZAP status {value})")
+            self._refuse(self._denied(value))
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._refuse(_OTHER_MECHANISM if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
+            mismatch = _NO_CURVE if self._security else _OTHER_MECHANISM
+            self._refuse(mismatch if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
+        elif self._security and self.connects:
+            self._silent += 1
+            if self._silent >= _SILENT_ENOUGH:
+                key = self._security.server_key.hex()
+                self._refuse(f"ends CURVE's handshake: its key is not {key}, or it does not use CURVE")
+
+    def _denied(self, status: int) -> str:
+        if not self.connects:
+            return "has a key that is not in 'accept'"
+        own = f", whose key is {self._security.pair.public.hex()}" if self._security else ""
+        return f"its access control does not let this node in{own} (ZAP status {status})"
 
     def _lose(self, descriptor: int) -> None:
         self.subscriptions.pop(descriptor, None)
@@ -178,7 +209,7 @@ class Link:
             )
 
     def _refuse(self, detail: str) -> None:
-        self._trouble = Failure(Reason.REFUSED, detail, self.endpoint)
+        self._trouble = Failure(Reason.REFUSED, detail if self.connects else f"somebody {detail}", self.endpoint)
 
     def absence(self) -> Failure:
         """Why nobody is there, as far as it can be told."""
@@ -283,6 +314,17 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     elif kind == "PULL" and talk.answers:
         socket.rcvhwm = talk.answers  # what is fetched beyond it is lost when the run ends
+
+
+def _secure(socket: zmq.Socket[bytes], security: Security) -> None:
+    socket.curve_publickey = security.pair.public
+    socket.curve_secretkey = security.pair.secret
+    if security.server_key:
+        socket.curve_serverkey = security.server_key
+    else:
+        socket.curve_server = True
+        socket.zap_domain = security.domain
+        socket.setsockopt(_ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in unless somebody is asked
 
 
 def _watched(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

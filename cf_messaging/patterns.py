@@ -20,8 +20,10 @@ ASK, ANSWER, SAY, HEAR, PAIR = "ask", "answer", "say", "hear", "pair"
 Pattern = namedtuple("Pattern", "name socket conversation payload attributes")
 
 # What the endpoints' sockets are to do. payloads: bytes each. answers: how many messages are wanted back (None: all
-# that come; 0: none). topic: bytes.
-Conversation = namedtuple("Conversation", "pattern endpoints bind payloads topic answers retries subscribers")
+# that come; 0: none). topic: bytes. curve: as attributes.py reads it, with the path of the key, or None.
+Conversation = namedtuple(
+    "Conversation", "pattern endpoints bind payloads topic answers retries subscribers curve", defaults=(None,)
+)
 
 # What information and views allow instead; the promise says by `information` or `view` which of them it is.
 INFORMATION = ("information", "payload", "payload_file", "refresh", "expire", "node", "state_dir")
@@ -29,7 +31,7 @@ VIEW = ("view", "parameters", "file", "node")
 # The patterns by which information may be said, the first by default; of the second row, state alone.
 ACKNOWLEDGED, UNACKNOWLEDGED = ("async_request", "request"), ("push", "publish", "pair")
 
-EVERY = frozenset(("pattern", "endpoint", "bind", "timeout"))
+EVERY = frozenset(("pattern", "endpoint", "bind", "timeout", "curve"))
 _SAID = ("payload", "payload_file")
 _KEPT = ("file", "format")
 
@@ -98,7 +100,7 @@ def _to_payload(pattern: Pattern, given: Collection[str]) -> tuple[str, str]:
 
 def _to_information(pattern: Pattern, given: Collection[str], kind: Kind) -> tuple[str, str]:
     for attribute in given:
-        if attribute not in INFORMATION and attribute not in ("pattern", "endpoint", "timeout"):
+        if attribute not in INFORMATION and (attribute == "bind" or attribute not in EVERY):
             return attribute, _elsewhere(attribute, "'information'")
     if pattern.name in UNACKNOWLEDGED and kind.remembered:
         return "pattern", f"{kind.name} information is acknowledged: allowed are {', '.join(ACKNOWLEDGED)}"
@@ -115,7 +117,7 @@ def _to_information(pattern: Pattern, given: Collection[str], kind: Kind) -> tup
 
 def _to_view(pattern: Pattern, given: Collection[str]) -> tuple[str, str]:
     for attribute in given:
-        if attribute not in VIEW and attribute not in ("pattern", "endpoint", "timeout"):
+        if attribute not in VIEW and (attribute == "bind" or attribute not in EVERY):
             return attribute, _elsewhere(attribute, "'view'")
     if pattern.name not in ACKNOWLEDGED:
         return "pattern", f"a view is asked for by {', '.join(ACKNOWLEDGED)}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import re
     from typing import Any
 
-    from .attributes import Promise
+    from .attributes import Curve, Promise
     from .conversations import Exchanged
     from .exchange import Exchange
     from .information import Information
@@ -171,7 +171,15 @@ def _conversation(promise: Promise) -> Conversation:
         _answers_wanted(promise, payloads),
         promise.retries,
         promise.subscribers,
+        _curve(promise),
     )
+
+
+def _curve(promise: Promise) -> Curve | None:
+    """With the path of this node's key."""
+    state_dir = promise.state_dir or _STATE_DIR
+    default = os.path.normpath(os.path.join(state_dir, "messages", "node.key"))
+    return promise.curve and promise.curve._replace(key_file=promise.curve.key_file or default)
 
 
 def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:

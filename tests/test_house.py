@@ -19,7 +19,7 @@ NODE_FILES = [ROOT / "messages_promise.py", ROOT / "cfengine.py", *sorted((ROOT 
 OURS = {"messages_promise", "cfengine", "cf_messaging"}
 # On the way from cf-agent to the wire; then all the others.
 DOWNWARDS = ["messages_promise", "promise", "information", "delivery", "memory", "exchange", "conversations", "link"]
-KNOWS_ZMQ = {"exchange", "link"}
+KNOWS_ZMQ = {"exchange", "link", "zap"}
 DECIDES = {"patterns", "outcomes", "wire"}
 THE_WORLD = {"os", "socket", "sqlite3", "time", "zmq"}
 SLOW = {"argparse", "asyncio", "contextlib", "dataclasses", "logging", "pathlib", "shutil", "tempfile", "typing"}

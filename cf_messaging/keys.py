@@ -1,0 +1,220 @@
+"""CURVE keys: the files that hold them, and who is let in by his key. Outside of this file nobody reads a secret.
+
+A key is 32 bytes; people and policy see it as 64 hex digits. A file is a ZeroMQ certificate, as pyzmq and CZMQ write
+them: lines `public-key = "..."` and, in the owner's alone, `secret-key = "..."`, in Z85.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import namedtuple
+from struct import pack, unpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+KEY_BYTES = 32
+MAX_FILE_BYTES = 65536
+SUFFIX = ".key"  # of the certificates in a directory
+_HEX = re.compile("[0-9a-fA-F]{64}")
+_LINE = r'^[ \t]*%s[ \t]*=[ \t]*"?([!-~]{40})"?[ \t]*$'
+# ZeroMQ's RFC 32.
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
+
+
+class BadKey(Exception):
+    """One line: which key or file, what is wrong with it, and where known what mends it."""
+
+
+class Pair:
+    """Of a CURVE socket; bytes. What shows it shows the public key alone."""
+
+    __slots__ = ("public", "secret")
+
+    def __init__(self, public: bytes, secret: bytes) -> None:
+        self.public = public
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return f"<key {self.public.hex()}>"
+
+
+# ---- text
+
+
+def from_hex(text: object) -> bytes:
+    """Raises ValueError."""
+    if isinstance(text, str) and _HEX.fullmatch(text):
+        return bytes.fromhex(text)
+    hint = ": it is in Z85, `cf-messaged keys show` tells the same in hex" if _is_z85(text) else ""
+    raise ValueError(f"no key of 64 hex digits{hint}")
+
+
+def _is_z85(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 40 and all(digit in _VALUES for digit in text)
+
+
+def _z85(key: bytes) -> str:
+    text = ""
+    for number in unpack(">8I", key):
+        text += "".join(_DIGITS[number // 85**place % 85] for place in (4, 3, 2, 1, 0))
+    return text
+
+
+def _from_z85(text: str) -> bytes:
+    """Raises ValueError."""
+    numbers = []
+    for start in range(0, 40, 5):
+        number = 0
+        for digit in text[start : start + 5]:
+            number = number * 85 + _VALUES[digit]
+        numbers.append(number)
+    if max(numbers) >= 2**32:
+        raise ValueError("no Z85")
+    return pack(">8I", *numbers)
+
+
+def certificate(key: bytes, about: str = "") -> str:
+    """The text of a file that may be shown to everybody. about: a comment of one line."""
+    return f'#   {about or "A public key of ZeroMQ CURVE"}\n\nmetadata\ncurve\n    public-key = "{_z85(key)}"\n'
+
+
+# ---- files
+
+
+def public_key(path: str) -> bytes:
+    """Of a certificate. Raises BadKey."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            _check_regular(path, file.fileno())
+            return _found("public", _read(path, file.read(MAX_FILE_BYTES + 1)), path)
+    except OSError as error:
+        raise BadKey(f"{path} cannot be read: {error.strerror}") from None
+
+
+def directory_keys(path: str) -> dict[bytes, str]:
+    """Of all certificates in a directory, NAME.key, the name; of NAME~ANYTHING.key too. Raises BadKey."""
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIX))
+    except OSError as error:
+        raise BadKey(f"directory of keys {path}: {error.strerror}") from None
+    return {public_key(os.path.join(path, name)): name[: -len(SUFFIX)].partition("~")[0] for name in names}
+
+
+def own_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> Pair:
+    """From the owner's file, which is made if there is none. new: as zmq.curve_keypair(). Raises BadKey."""
+    try:
+        if not os.path.lexists(path):
+            _make(path, new)
+        return _own(path)
+    except OSError as error:
+        raise BadKey(f"key_file {path} cannot be read or made: {error.strerror}") from None
+
+
+def _own(path: str) -> Pair:
+    _check_directory(os.path.dirname(path))
+    with open(path, "rb", opener=lambda path, flags: _at_once(path, flags | os.O_NOFOLLOW)) as file:
+        _check_regular(path, file.fileno())
+        _check_private(path, os.fstat(file.fileno()))
+        text = _read(path, file.read(MAX_FILE_BYTES + 1))
+    return Pair(_found("public", text, path), _found("secret", text, path))
+
+
+def _make(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
+    """At once whole and for the owner alone. Of two who make it together, the first has made it."""
+    public, secret = (key.decode() for key in new())
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.new"
+    if os.path.lexists(temporary):  # of a run that was killed and had our process id
+        os.unlink(temporary)
+    text = certificate(_from_z85(public), "The CURVE key of this machine: nobody else may have it")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(f'{text}    secret-key = "{secret}"\n')
+            file.flush()
+            os.fsync(descriptor)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(temporary)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A FIFO does not wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read(path: str, data: bytes) -> str:
+    if len(data) > MAX_FILE_BYTES:
+        raise BadKey(f"{path} is larger than {MAX_FILE_BYTES} bytes: no certificate")
+    return data.decode("utf-8", "replace")
+
+
+def _found(which: str, text: str, path: str) -> bytes:
+    """The text is never told: it may be somebody's secret."""
+    found = re.search(_LINE % f"{which}-key", text, re.MULTILINE)
+    try:
+        if found:
+            return _from_z85(found[1])
+    except (KeyError, ValueError):
+        pass
+    raise BadKey(f"{path} is no certificate with a {which} key of CURVE")
+
+
+def _check_regular(path: str, descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise BadKey(f"{path} is not a regular file")
+
+
+def _check_private(path: str, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise BadKey(f"key_file {path} belongs to user {status.st_uid}: chown {os.geteuid()} {path}")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise BadKey(f"key_file {path} has mode {mode:o}, so others may know it: chmod 600 {path}, or better a new key")
+
+
+def _check_directory(path: str) -> None:
+    """Who may write it could put a key of his own there."""
+    status = os.stat(path)
+    if status.st_uid not in (0, os.geteuid()):
+        raise BadKey(f"directory {path} belongs to user {status.st_uid}: chown {os.geteuid()} {path}")
+    if status.st_mode & 0o022:
+        raise BadKey(f"directory {path} can be written by others: chmod 700 {path}")
+
+
+# ---- who is let in: ZeroMQ's RFC 27
+
+# What a handler is asked. address: of the peer. key: bytes of a CURVE client, empty of another mechanism.
+Caller = namedtuple("Caller", "domain address mechanism key")
+_NOT_ASKED = b"500", b"no request of ZAP 1.0", b""
+
+
+def answered(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> list[bytes]:
+    """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, not empty;
+    raises PermissionError, with a reason, for who may not.
+    """
+    request = frames[1] if len(frames) > 1 else b""
+    status, text, user = _verdict(frames, admit)
+    return [b"1.0", request, status, text, user, b""]
+
+
+def _verdict(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> tuple[bytes, bytes, bytes]:
+    if len(frames) < 6 or frames[0] != b"1.0":
+        return _NOT_ASKED
+    mechanism, credentials = frames[5], frames[6:]
+    if mechanism == b"CURVE" and [len(each) for each in credentials] != [KEY_BYTES]:
+        return _NOT_ASKED
+    key = credentials[0] if mechanism == b"CURVE" else b""
+    domain, address, name = (frame.decode("utf-8", "replace") for frame in (frames[2], frames[3], mechanism))
+    caller = Caller(domain, address, name, key)
+    try:
+        return b"200", b"OK", admit(caller).encode()
+    except PermissionError as error:
+        return b"400", str(error).encode(), b""
