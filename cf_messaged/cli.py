@@ -1,4 +1,4 @@
-"""The command line: cf-messaged run, view, status, forget, check-config. The only place that sees sys.argv."""
+"""The command line: cf-messaged run, view, status, forget, check-config; keys is in keys_cli.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy import make_url
 
-from cf_messaged import __version__, views
+from cf_messaged import __version__, keyring, views
 from cf_messaged.config import BadConfig, Config, load
 from cf_messaged.database import Limits, StoreUnavailable, database, without_password
 from cf_messaged.follow import Follower, Watch
+from cf_messaged.keys_cli import keys
 from cf_messaged.metrics import CannotServe
 from cf_messaged.shown import Shown, one_line, terminal_width, working
 from cf_messaged.store import Store, summary
@@ -73,6 +74,7 @@ def _log_to_stderr() -> None:
 @click.option("--subscribe", metavar="ENDPOINT", help="Where anybody subscribes to what was said; off: nowhere.")
 @click.option("--pair", metavar="ENDPOINT", help="Where one node is a pair of this listener; off is the default.")
 @click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus asks; off is the default.")
+@click.option("--keys-dir", metavar="DIRECTORY", help="Whose keys are let in; without it, whoever reaches an endpoint.")
 @click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine without keys.")
 def run(config_path: str | None, **said: Any) -> None:
     """Listen, until SIGTERM."""
@@ -86,11 +88,12 @@ def run(config_path: str | None, **said: Any) -> None:
         _check_views(config)
         with working("opening the store, which takes minutes where a large one is upgraded"):
             store = Store(config.store, config.alive_within_s)
+        _make_keys_dir(config)
         service = Service(config, store, lambda: _load(config_path, said))
     except (StoreUnavailable, CannotListen, CannotServe, views.BadView) as error:
         fail(error)
     service.heed_signals()
-    if config.insecure:
+    if config.insecure and not config.keys_dir:
         log.warning("--insecure: everybody who reaches this listener can say and read everything")
     for role, bound in service.endpoints.items():
         click.echo(f"{role} {bound}")
@@ -98,6 +101,14 @@ def run(config_path: str | None, **said: Any) -> None:
     service.run()
     service.close()
     log.info("ended: %s", service.metrics.counters)
+
+
+def _make_keys_dir(config: Config) -> None:
+    try:
+        if config.keys_dir:
+            keyring.make(config.keys_dir)
+    except OSError as error:
+        fail(f"keys_dir: {error.filename}: {error.strerror}")
 
 
 def _load(config_path: str | None, said: dict[str, Any]) -> Config:
@@ -271,3 +282,6 @@ def forget(node: str, name: str | None, config_path: str | None, store: str | No
     if not removed:
         fail(f"nothing is kept of {what}")
     click.echo(f"forgot {what}: {removed} rows")
+
+
+main.add_command(keys)

@@ -37,6 +37,7 @@ class Config:
     pair: str = OFF
     metrics: str = OFF
     connections: int = 1000
+    keys_dir: str | None = None
     insecure: bool = False
     alive_within_s: float = ALIVE_WITHIN_S
     keep_state_days: float = Keep().state
@@ -64,7 +65,7 @@ class Config:
 
     def unchangeable(self, new: Config) -> list[str]:
         """The settings in which another one differs, but which only a restart can change."""
-        fixed = ("store", *ENDPOINTS, "metrics", "connections", "insecure", "views_at_once")
+        fixed = ("store", *ENDPOINTS, "metrics", "connections", "keys_dir", "insecure", "views_at_once")
         return [name for name in fixed if getattr(self, name) != getattr(new, name)]
 
     def _check_ranges(self) -> None:
@@ -76,8 +77,10 @@ class Config:
         _check_range("view_timeout_s", self.view_timeout_s, 0.01, 3600)
         _check_range("view_max_rows", self.view_max_rows, 1, 10**9)
         _check_range("view_max_bytes", self.view_max_bytes, 1, MAX_ROWS_BYTES)
-        if self.views_dir is not None and not os.path.isabs(self.views_dir):
-            raise BadConfig(f"views_dir '{self.views_dir}': allowed is an absolute path")
+        for name in ("views_dir", "keys_dir"):
+            path = getattr(self, name)
+            if path is not None and not os.path.isabs(path):
+                raise BadConfig(f"{name} '{path}': allowed is an absolute path")
 
     def _check_endpoints(self) -> None:
         if self.request == OFF:
@@ -86,10 +89,12 @@ class Config:
         if self.metrics != OFF:
             local["metrics"] = _is_local_address(self.metrics)
         for name, is_here in local.items():
-            if not is_here and not self.insecure:
+            is_guarded = self.keys_dir is not None and name != "metrics"
+            if not (is_here or is_guarded or self.insecure):
+                otherwise = "anything with --insecure" if name == "metrics" else "anything with keys_dir, or --insecure"
                 raise BadConfig(
                     f"{name} '{getattr(self, name)}': everybody who reaches it could say and read everything;"
-                    " allowed is a loopback address or ipc://, or anything with --insecure"
+                    f" allowed is a loopback address or ipc://, or {otherwise}"
                 )
         self._check_distinct([name for name in ENDPOINTS if name in local])
 

@@ -13,7 +13,7 @@ from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Ma
 # An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
 MAX_DATA_DEPTH = MAX_DEPTH - 3
 # Why something is refused, as it is counted.
-MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
+MALFORMED, CLONED, PROMISED, NAMED, REVOKED = "malformed", "cloned", "promised", "named", "revoked"
 
 
 class Verdict(NamedTuple):
@@ -28,11 +28,12 @@ class Verdict(NamedTuple):
 
 class Delivery(NamedTuple):
     """envelope: the frames that an answer begins with, None where nobody waits for one. said: the event, or the refusal
-    of what was none.
+    of what was none; kind: which rule refused.
     """
 
     envelope: list[bytes] | None
     said: Event | Answer
+    kind: str = MALFORMED
 
 
 def read(frames: Sequence[bytes], store: str) -> Delivery:
@@ -59,6 +60,15 @@ def read_unanswered(frames: Sequence[bytes], before: int, store: str) -> Deliver
         return Delivery(None, event)
     except Malformed as error:
         return Delivery(None, Answer(error.id, store, 0, REFUSED, reason=str(error)))
+
+
+def named(delivery: Delivery, name: str, store: str) -> Delivery:
+    """The same, if it is said by who it says it is. name: of the key that it came with."""
+    said = delivery.said
+    if isinstance(said, Answer) or said.node == name:
+        return delivery
+    reason = f"by its key it is {name}, not {said.node}: its promises need node => '{name}', or another name its key"
+    return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), NAMED)
 
 
 def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from cf_messaged.codec import encode_answer, encode_event
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.intake import Verdict
+from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
-from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
+from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, hang_up, key_of, receive, send
 from cf_messaged.store import Store
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
@@ -52,6 +53,14 @@ class Said(NamedTuple):
     event: Event
 
 
+class Taken(NamedTuple):
+    """A message. last: its last frame, which tells by which key it came."""
+
+    role: Role
+    frames: Frames
+    last: zmq.Frame
+
+
 def now_us() -> int:
     return time.time_ns() // 1000
 
@@ -71,7 +80,8 @@ class Service:
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
-        self._sockets = Sockets(config)
+        self._keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        self._sockets = Sockets(config, self._keyring)
         self.endpoints = self._sockets.endpoints
         if config.metrics_address:
             self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
@@ -160,21 +170,21 @@ class Service:
 
     # ---- events
 
-    def _take(self, ready: dict[object, int]) -> list[tuple[Role, Frames]]:
+    def _take(self, ready: dict[object, int]) -> list[Taken]:
         """What waits at the sockets where events come; each of them has its share of a batch."""
         waiting = [(role, each) for role, each in self._sockets if each in ready and role is not SUBSCRIBE]
         taken = []
         for role, each in waiting:
             messages = _messages(each, MAX_BATCH // len(waiting), MAX_BATCH_BYTES // len(waiting))
             self._counters.received[role.setting] += len(messages)
-            taken += [(role, frames) for frames in messages]
+            taken += [Taken(role, *message) for message in messages]
         return taken
 
-    def _serve(self, messages: Sequence[tuple[Role, Frames]]) -> None:
+    def _serve(self, messages: Sequence[Taken]) -> None:
         events: list[Said] = []
-        for envelope, said in (self._read(role, frames) for role, frames in messages):
+        for envelope, said, kind in self._understood(messages):
             if isinstance(said, Answer):
-                self._refuse(envelope, said)
+                self._refuse(envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
                 question = Question(said.id, self._store.id, said.name, said.data, now_us())
                 self._answer(self._views.ask(envelope, question))
@@ -183,13 +193,26 @@ class Service:
         if events:
             self._store_all(events)
 
-    def _read(self, role: Role, frames: Frames) -> intake.Delivery:
-        if role.before is None:
-            return intake.read(frames, self._store.id)
-        return intake.read_unanswered(frames, role.before, self._store.id)
+    def _understood(self, messages: Sequence[Taken]) -> Iterator[intake.Delivery]:
+        """With keys, nothing of one that is let in no more."""
+        names = self._keyring.names() if self._keyring else {}
+        for message in messages:
+            name = names.get(key_of(message.last)) if self._keyring else None
+            if name is not None:
+                yield intake.named(self._read(message), name, self._store.id)
+            elif self._keyring is None:
+                yield self._read(message)
+            else:
+                self._counters.refused[intake.REVOKED] += 1
+                hang_up(message.last)
 
-    def _refuse(self, envelope: Frames | None, answer: Answer) -> None:
-        self._counters.refused[intake.MALFORMED] += 1
+    def _read(self, message: Taken) -> intake.Delivery:
+        if message.role.before is None:
+            return intake.read(message.frames, self._store.id)
+        return intake.read_unanswered(message.frames, message.role.before, self._store.id)
+
+    def _refuse(self, envelope: Frames | None, answer: Answer, kind: str) -> None:
+        self._counters.refused[kind] += 1
         log.warning("refused %s: %s", answer.id or "a message without an id", answer.reason)
         self._send(envelope, encode_answer(answer))
 
@@ -325,16 +348,16 @@ def _of_retention(config: Config) -> Keep:
     return Keep(config.keep_state_days, config.keep_dynamic_days, config.keep_changes_days)
 
 
-def _messages(source: Socket, most: int, most_bytes: int) -> list[Frames]:
-    taken: list[Frames] = []
+def _messages(source: Socket, most: int, most_bytes: int) -> list[tuple[Frames, zmq.Frame]]:
+    taken: list[tuple[Frames, zmq.Frame]] = []
     size = 0
     while len(taken) < most and size < most_bytes:
         try:
-            frames = receive(source)
+            message = receive(source)
         except zmq.Again:
             break
-        taken.append(frames)
-        size += sum(map(len, frames))
+        taken.append(message)
+        size += sum(map(len, message[0]))
     return taken
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import EADDRINUSE
-from socket import AF_UNIX
+from socket import AF_UNIX, SHUT_RDWR
 from socket import socket as open_socket
 from threading import Thread
 from typing import NamedTuple
@@ -13,6 +15,9 @@ from typing import NamedTuple
 import zmq
 
 from cf_messaged.config import OFF, Config
+from cf_messaged.keyring import LISTENER, Keyring, Strangers
+from cf_messaged.zap import DOMAIN, Handler
+from cf_messaging.keys import BadKey, Pair, own_pair
 from cf_messaging.wire import MAX_EVENT_BYTES, MAX_TOPIC_BYTES
 
 Socket = zmq.Socket[bytes]
@@ -68,9 +73,13 @@ ROLES = (REQUEST, PUSH, PUBLISH, SUBSCRIBE, PAIR)
 class Sockets:
     """Those that are not off, bound."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises CannotListen."""
+    def __init__(self, config: Config, keyring: Keyring | None = None) -> None:
+        """keyring: without one, whoever reaches them may say and ask everything. Raises CannotListen."""
         self._context: zmq.Context[Socket] = zmq.Context()
+        self._pair: Pair | None = None
+        if keyring is not None and config.keys_dir is not None:
+            self._pair = _own_key(config.keys_dir)
+            Handler(self._context, keyring, Strangers(config.keys_dir))
         self._sockets: dict[Role, Socket] = {}
         try:
             for role in ROLES:
@@ -102,7 +111,9 @@ class Sockets:
         socket = self._context.socket(role.type)
         _bound_in_size(socket)
         # With a domain, libzmq refuses peers of before ZMTP 3, some of whose words make it abort the process.
-        socket.zap_domain = b"cf-messaged"
+        socket.zap_domain = DOMAIN.encode()
+        if self._pair:
+            _secure(socket, self._pair)
         # Serves both; not for an IPv4 address, which would be shown as [::ffff:127.0.0.1].
         socket.setsockopt(zmq.IPV6, int(endpoint.startswith(("tcp://[", "tcp://*"))))
         _of_its_type(socket, role)
@@ -114,6 +125,20 @@ class Sockets:
             reason = zmq.strerror(error.errno or 0)
             raise CannotListen(f"cannot listen on {endpoint} for {role.setting}: {reason}") from None
         return socket
+
+
+def _own_key(directory: str) -> Pair:
+    try:
+        return own_pair(os.path.join(directory, LISTENER), zmq.curve_keypair)
+    except BadKey as error:
+        raise CannotListen(str(error)) from None
+
+
+def _secure(socket: Socket, pair: Pair) -> None:
+    socket.curve_server = True
+    socket.curve_publickey = pair.public
+    socket.curve_secretkey = pair.secret
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # where nobody answers who may come in, nobody may
 
 
 def _is_served(endpoint: str) -> bool:
@@ -146,14 +171,31 @@ def _of_its_type(socket: Socket, role: Role) -> None:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES + 64)  # nothing but subscriptions comes here
 
 
-def receive(source: Socket) -> Frames:
-    """A message that is there. Raises zmq.Again if none is."""
+def receive(source: Socket) -> tuple[Frames, zmq.Frame]:
+    """A message that is there, and its last frame, for `key_of`. Raises zmq.Again if none is."""
     frame = source.recv(_DONTWAIT, copy=False)
     frames = [frame.bytes]
     while frame.more:
         frame = source.recv(_DONTWAIT, copy=False)
         frames.append(frame.bytes)
-    return frames
+    return frames, frame
+
+
+def key_of(frame: zmq.Frame) -> bytes:
+    """By which it came; empty if by none."""
+    try:
+        return bytes.fromhex(str(frame.get("User-Id")))
+    except (zmq.ZMQError, ValueError):
+        return b""
+
+
+def hang_up(frame: zmq.Frame) -> None:
+    """On who has sent it, as far as libzmq lets one, which has no call for that. By now the descriptor may be of another
+    connection: of one from the same address, which is cut off too, and connects again.
+    """
+    with suppress(OSError, zmq.ZMQError), open_socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
+        if connection.getpeername()[0] == frame.get("Peer-Address"):
+            connection.shutdown(SHUT_RDWR)
 
 
 def send(target: Socket, frames: Frames) -> None:

@@ -1,0 +1,51 @@
+"""Who may connect: answers what libzmq asks of each handshake, in a thread. Without an answer nobody gets in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Thread
+
+import zmq
+
+from cf_messaged.keyring import Keyring, Strangers
+from cf_messaging.keys import Caller, answered
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "cf-messaged"
+_ADDRESS = "inproc://zeromq.zap.01"
+
+
+class Handler:
+    """Made before any socket is bound; lives as long as its context."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring, strangers: Strangers) -> None:
+        self._keyring, self._strangers = keyring, strangers
+        self._asked = context.socket(zmq.REP)
+        self._asked.linger = 0
+        self._asked.bind(_ADDRESS)
+        self._thread = Thread(target=self._serve, name="zap", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                if self._asked.poll(1000 if self._strangers.is_new else None):
+                    self._asked.send_multipart(answered(self._asked.recv_multipart(), self.admit))
+                self._strangers.write(time.monotonic())
+        except zmq.ContextTerminated:
+            self._asked.close()
+        except BaseException:
+            log.exception("a bug, please report it: nobody is let in until a restart")
+            raise
+
+    def admit(self, caller: Caller) -> str:
+        """The key in hex: by it each message is known. Raises PermissionError."""
+        if caller.domain != DOMAIN or caller.mechanism != "CURVE":
+            raise PermissionError("a key is needed")
+        if caller.key in self._keyring.names():
+            return str(caller.key.hex())
+        if not self._keyring.is_rejected(caller.key):
+            self._strangers.note(caller.key, caller.address, time.time_ns() // 1000)
+        raise PermissionError("this key is not accepted")
