@@ -1,5 +1,5 @@
-"""Whose keys are let in, and under which name: certificates in a directory, which may change while the listener runs, by
-`cf-messaged keys` or by whoever else may write it.
+"""Whose keys are let in, and under which name: certificates in a directory, which `cf-messaged keys`, or whoever may
+write it, changes while the listener runs.
 
     listener.key        the listener's own, with its secret
     accepted/NODE.key   of a node; another one of it, while the first is replaced, is NODE~ANYTHING.key

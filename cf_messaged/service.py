@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,7 +24,19 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
-from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, hang_up, key_of, receive, send
+from cf_messaged.sockets import (
+    REQUEST,
+    SUBSCRIBE,
+    Frames,
+    Role,
+    Socket,
+    Sockets,
+    descriptor_of,
+    hang_up,
+    key_of,
+    receive,
+    send,
+)
 from cf_messaged.store import Store
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
@@ -81,6 +94,8 @@ class Service:
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
         self._keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        self._names: Mapping[bytes, str] = {}  # of the keys that are let in
+        self._subscribers: dict[int, zmq.Frame] = {}  # by descriptor: what they said last
         self._sockets = Sockets(config, self._keyring)
         self.endpoints = self._sockets.endpoints
         if config.metrics_address:
@@ -136,6 +151,7 @@ class Service:
             self._wake.recv(4096)
         if self._reloading:
             self._reload()
+        self._check_keys()
         self._hear_subscribers(ready)
         self._resend()
         taken = self._take(ready)
@@ -168,6 +184,19 @@ class Service:
             self._poller.register(file, zmq.POLLIN)
         self._polled = files
 
+    # ---- keys
+
+    def _check_keys(self) -> None:
+        """Nothing is published any more to who is let in no more."""
+        names = self._keyring.names() if self._keyring else self._names
+        if names is self._names:
+            return
+        self._names = names
+        for descriptor, said in list(self._subscribers.items()):
+            if key_of(said) not in names:
+                del self._subscribers[descriptor]
+                hang_up(said)
+
     # ---- events
 
     def _take(self, ready: dict[object, int]) -> list[Taken]:
@@ -195,13 +224,13 @@ class Service:
 
     def _understood(self, messages: Sequence[Taken]) -> Iterator[intake.Delivery]:
         """With keys, nothing of one that is let in no more."""
-        names = self._keyring.names() if self._keyring else {}
         for message in messages:
-            name = names.get(key_of(message.last)) if self._keyring else None
+            if self._keyring is None:
+                yield self._read(message)
+                continue
+            name = self._names.get(key_of(message.last))
             if name is not None:
                 yield intake.named(self._read(message), name, self._store.id)
-            elif self._keyring is None:
-                yield self._read(message)
             else:
                 self._counters.refused[intake.REVOKED] += 1
                 hang_up(message.last)
@@ -282,8 +311,18 @@ class Service:
                 frame = publishing.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 break
-            self._publisher.heard(frame.bytes, left=not _has_peer(frame))
+            has_peer = _has_peer(frame)
+            self._publisher.heard(frame.bytes, left=not has_peer)
+            if self._keyring and has_peer:
+                self._note_subscriber(frame)
         self.metrics.subscriptions.set(self._publisher.subscriptions)
+
+    def _note_subscriber(self, said: zmq.Frame) -> None:
+        if key_of(said) not in self._names:
+            hang_up(said)
+            return
+        with suppress(zmq.ZMQError):  # it has left
+            self._subscribers[descriptor_of(said)] = said
 
     def _resend(self) -> None:
         """Before anything is stored: what is sent here is as new as what was published."""

@@ -181,6 +181,11 @@ def receive(source: Socket) -> tuple[Frames, zmq.Frame]:
     return frames, frame
 
 
+def descriptor_of(frame: zmq.Frame) -> int:
+    """Of the connection by which it came. Raises zmq.ZMQError if that has ended."""
+    return int(frame.get(zmq.SRCFD))
+
+
 def key_of(frame: zmq.Frame) -> bytes:
     """By which it came; empty if by none."""
     try:
@@ -190,10 +195,10 @@ def key_of(frame: zmq.Frame) -> bytes:
 
 
 def hang_up(frame: zmq.Frame) -> None:
-    """On who has sent it, as far as libzmq lets one, which has no call for that. By now the descriptor may be of another
-    connection: of one from the same address, which is cut off too, and connects again.
+    """On who has sent it, as far as libzmq lets one, which has no call for that. By now the descriptor may be another
+    connection's: one from the same address is cut off too, and connects again.
     """
-    with suppress(OSError, zmq.ZMQError), open_socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
+    with suppress(OSError, zmq.ZMQError), open_socket(fileno=os.dup(descriptor_of(frame))) as connection:
         if connection.getpeername()[0] == frame.get("Peer-Address"):
             connection.shutdown(SHUT_RDWR)
 

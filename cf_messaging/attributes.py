@@ -152,7 +152,9 @@ def _read_object(value: Any) -> dict[str, Any]:
     raise ValueError("allowed is an object: a data container, or text that is a JSON object")
 
 
-# server_key: bytes, or the path of a certificate. accept: bytes each, or the path of a directory. None where not given.
+_MAX_SERVER_KEYS = 8
+
+# server_key: each bytes, or the path of a certificate; accept: bytes each, or the path of a directory. None: not given.
 Curve = namedtuple("Curve", "server_key key_file accept")
 
 
@@ -166,7 +168,15 @@ def _read_curve(value: Any) -> Curve:
     return Curve(*(_READ_KEYS[name](name, given[name]) if name in given else None for name in Curve._fields))
 
 
-def _read_key_or_path(name: str, value: Any) -> bytes | str:
+def _read_server_keys(name: str, value: Any) -> tuple[bytes | str, ...]:
+    """Several, while a listener's key is replaced: it has one of them."""
+    keys = value if isinstance(value, list) else [value]
+    if not 1 <= len(keys) <= _MAX_SERVER_KEYS:
+        raise ValueError(f"'{name}' allowed are 1 to {_MAX_SERVER_KEYS} keys")
+    return tuple(_read_server_key(name, key) for key in keys)
+
+
+def _read_server_key(name: str, value: Any) -> bytes | str:
     from .keys import from_hex
 
     if isinstance(value, str) and value.startswith("/"):
@@ -196,7 +206,7 @@ def _read_accepted(name: str, value: Any) -> tuple[bytes, ...] | str:
 
 
 _READ_KEYS: dict[str, Callable[[str, Any], Any]] = {
-    "server_key": _read_key_or_path,
+    "server_key": _read_server_keys,
     "key_file": _read_key_path,
     "accept": _read_accepted,
 }

@@ -92,21 +92,23 @@ class Exchange:
         except Failure as failure:
             missed.append(failure)
             return False
-        left = others + len(addresses)
-        for address in addresses:
+        # A listener has one of several keys, while it is replaced.
+        tries = [(address, each) for address in addresses for each in _each_key(talk)]
+        left = others + len(tries)
+        for address, keyed in tries:
             left -= 1
-            hopeless = self._hopeless.get((address, talk.curve))
+            hopeless = self._hopeless.get((address, keyed.curve))
             if hopeless and not talk.bind:
                 missed.append(hopeless)
                 continue
             # Where nobody came to a bound socket somebody may have come meanwhile: look, but hardly wait.
             until = monotonic() + _LOOK_S if hopeless else _share(deadline, left + 1)
             try:
-                self._attempt(talk, Candidate(endpoint, address, until, left == 0), deadline, done)
+                self._attempt(keyed, Candidate(endpoint, address, until, left == 0), deadline, done)
                 return True
             except Failure as failure:
                 missed.append(failure)
-                self._learn((address, talk.curve), failure, done)
+                self._learn((address, keyed.curve), failure, done)
                 if _is_final(failure, deadline):
                     break
         return False
@@ -154,7 +156,7 @@ class Exchange:
             pair = self._pairs[curve.key_file]
             if curve.accept is not None:
                 return Security(pair, b"", self._domain(curve.accept))
-            key = curve.server_key
+            [key] = curve.server_key
             return Security(pair, public_key(key) if isinstance(key, str) else key, b"")
         except BadKey as error:
             raise Failure(Reason.LOCAL, str(error)) from None
@@ -194,6 +196,12 @@ class Exchange:
         link = self._links.get(key)
         if link and (talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
             self._links.pop(key).close()
+
+
+def _each_key(talk: Conversation) -> list[Conversation]:
+    if talk.curve is None or talk.bind:
+        return [talk]
+    return [talk._replace(curve=talk.curve._replace(server_key=(key,))) for key in talk.curve.server_key]
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:

@@ -12,9 +12,10 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
+from zmq.utils import z85
 
 from cf_messaging.wire import Answer, Event, decode_answer, encode_event, event_id
 from peers import Socket, scaled
@@ -108,11 +109,29 @@ class Listener:
             self._news.notify_all()
 
 
+class Keys(NamedTuple):
+    """Of a peer, and of whom he connects to; in hex."""
+
+    public: str
+    secret: str
+    server: str
+
+    def secure(self, socket: Socket) -> None:
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = map(bytes.fromhex, self)
+
+
+def new_keys(server: str) -> Keys:
+    public, secret = (z85.decode(key).hex() for key in zmq.curve_keypair())
+    return Keys(public, secret, server)
+
+
 class Node:
     """Numbers what it says, over a DEALER; answers may come in any order."""
 
-    def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, keys: Keys | None = None) -> None:
         self.socket = context.socket(zmq.DEALER)
+        if keys:
+            keys.secure(self.socket)
         self.socket.rcvtimeo = self.socket.sndtimeo = int(scaled(60) * 1000)
         self.socket.linger = 0
         self.socket.connect(endpoint)
@@ -151,8 +170,10 @@ TELLS = {"push": zmq.PUSH, "publish": zmq.XPUB, "pair": zmq.PAIR}
 class Teller:
     """Says events where nobody answers."""
 
-    def __init__(self, context: zmq.Context[Socket], listener: Listener, role: str) -> None:
+    def __init__(self, context: zmq.Context[Socket], listener: Listener, role: str, keys: Keys | None = None) -> None:
         self.socket = context.socket(TELLS[role])
+        if keys:
+            keys.secure(self.socket)
         self.socket.rcvtimeo = self.socket.sndtimeo = self.socket.linger = int(scaled(60) * 1000)
         self.socket.connect(listener.endpoints[role])
         self._before = [b"a topic"] if role == "publish" else []

@@ -1,0 +1,311 @@
+"""Who is let in by a cf-messaged with keys: real listeners and peers, and an operator at the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import zmq
+
+from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make, read_strangers, write
+from cf_messaging.keys import certificate
+from cf_messaging.wire import ANSWERED, REFUSED, STORED, encode_event
+from listener import OTHER_STREAM, Keys, Listener, Node, Teller, cf_messaged, event, new_keys
+from peers import Socket, scaled
+from test_cfengine import wait_for
+from test_service import Start, select, start  # noqa: F401 - a fixture
+
+STREAM_2 = "2" * 32
+
+
+class Hub(NamedTuple):
+    """A listener with keys, and the operator of it."""
+
+    directory: Path
+    listener: Listener
+    server: str  # its key, in hex
+
+    def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return cf_messaged("keys", "--keys-dir", str(self.directory), *arguments)
+
+    def new_node(self, name: str) -> Keys:
+        """Keys that are let in: a file of them is all that it takes."""
+        keys = new_keys(self.server)
+        write(self.directory / f"accepted/{name}.key", certificate(bytes.fromhex(keys.public)))
+        return keys
+
+    def knocks(self) -> list[dict[str, object]]:
+        return [row for row in listed(str(self.directory)) if row["state"] == "unknown"]
+
+
+@pytest.fixture
+def hub(start: Start, tmp_path: Path) -> Hub:  # noqa: F811
+    directory = tmp_path / "keys"
+    listener = start("--keys-dir", str(directory))
+    return Hub(directory, listener, cf_messaged("keys", "--keys-dir", str(directory), "show").stdout.strip())
+
+
+def is_silent(socket: Socket, wait_s: float = 0.5) -> bool:
+    """Whether nothing comes; that it never does, no test can wait for."""
+    return not socket.poll(int(scaled(wait_s) * 1000))
+
+
+def failure(socket: Socket, watched: int) -> int:
+    """The number that a monitor tells with the first event of this kind."""
+    monitor = socket.get_monitor_socket(watched)
+    monitor.rcvtimeo = int(scaled(30) * 1000)
+    frames = monitor.recv_multipart()
+    socket.disable_monitor()
+    return int.from_bytes(frames[0][2:6], "little")
+
+
+# ---- by hand
+
+
+def test_a_key_is_let_in_by_hand(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """It knocks, is listed with its address, is accepted by its first digits, and gets in without a restart."""
+    keys = new_keys(hub.server)
+    node = Node(plain, hub.listener.endpoint, keys)
+    said = node.send(event())
+    wait_for(lambda: bool(hub.knocks()))
+    [row] = hub.knocks()
+    assert (row["key"], row["address"], row["node"]) == (keys.public, "127.0.0.1", "")
+    assert hub.listener.wait_for(keys.public)
+    assert is_silent(node.socket)
+    accepted = hub.operate("accept", keys.public[:8], "web1")
+    assert accepted.stdout == f"accepted {keys.public} as web1\n"
+    again = Node(plain, hub.listener.endpoint, keys)  # libzmq tries no more where it was refused
+    assert again.say(event()).status == STORED
+    assert said == 0 and [row["state"] for row in listed(str(hub.directory))] == ["accepted"]
+
+
+def test_a_name_is_that_of_the_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """On the request socket a foreign name is refused, in an event and in a question; it has no effect."""
+    node = Node(plain, hub.listener.endpoint, hub.new_node("web1"))
+    answer = node.say(event(node="web2"))
+    assert (answer.status, answer.id) == (REFUSED, event().id)
+    assert "by its key it is web1, not web2" in answer.reason
+    assert node.ask("nodes").status == ANSWERED  # as web1
+    assert node.say(event()).status == STORED
+    assert select(hub.listener, "SELECT node FROM nodes") == [("web1",)]
+
+
+@pytest.mark.parametrize("role", ["push", "publish"])
+def test_where_nobody_is_answered_too(hub: Hub, plain: zmq.Context[Socket], role: str) -> None:
+    """What is told under another name is refused in the log; what is told without a key never comes."""
+    stranger = plain.socket({"push": zmq.PUSH, "publish": zmq.PUB}[role])
+    stranger.linger = 0
+    stranger.connect(hub.listener.endpoints[role])
+    teller = Teller(plain, hub.listener, role, hub.new_node("web1"))
+    teller.tell(event(1, node="web2"), event(2))
+    if stranger.poll(0, zmq.POLLOUT):
+        stranger.send(encode_event(event(3)), zmq.DONTWAIT)
+    assert hub.listener.wait_for("by its key it is web1, not web2")
+    wait_for(lambda: select(hub.listener, "SELECT sequence FROM history") == [(2,)])
+
+
+def test_a_pair_has_a_name(start: Start, tmp_path: Path, plain: zmq.Context[Socket]) -> None:  # noqa: F811
+    directory = tmp_path / "keys"
+    listener = start("--keys-dir", str(directory), "--pair", "tcp://127.0.0.1:*")
+    hub = Hub(directory, listener, cf_messaged("keys", "--keys-dir", str(directory), "show").stdout.strip())
+    teller = Teller(plain, listener, "pair", hub.new_node("web1"))
+    teller.tell(event(1, node="web2"), event(2))
+    wait_for(lambda: select(listener, "SELECT sequence FROM history") == [(2,)])
+
+
+def test_a_subscriber_needs_a_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """Who has one that is accepted hears; the others do not."""
+    subscribers = [plain.socket(zmq.SUB) for _ in range(3)]
+    for subscriber, keys in zip(subscribers, (hub.new_node("web2"), new_keys(hub.server), None)):
+        if keys:
+            keys.secure(subscriber)
+        subscriber.subscribe(b"state/")
+        subscriber.linger = 0
+        subscriber.connect(hub.listener.endpoints["subscribe"])
+    assert Node(plain, hub.listener.endpoint, hub.new_node("web1")).say(event()).status == STORED
+    assert subscribers[0].poll(int(scaled(30) * 1000))
+    assert subscribers[0].recv_multipart()[0] == b"state/load/web1/"
+    assert is_silent(subscribers[1]) and is_silent(subscribers[2], 0)
+
+
+# ---- revocation
+
+
+def test_what_is_revoked_is_out_at_once(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """Over a connection that is there nothing is stored or answered, and nothing is published to it any more."""
+    keys = hub.new_node("web1")
+    node = Node(plain, hub.listener.endpoint, keys)
+    assert node.say(event(1)).status == STORED
+    subscriber = plain.socket(zmq.SUB)
+    keys.secure(subscriber)
+    subscriber.subscribe(b"")
+    subscriber.linger = 0
+    subscriber.connect(hub.listener.endpoints["subscribe"])
+    assert subscriber.poll(int(scaled(30) * 1000)) and subscriber.recv_multipart()
+    told = hub.operate("revoke", "web1")
+    assert told.stdout == f"revoked {keys.public} of web1\n"
+    node.send(event(2))
+    other = Node(plain, hub.listener.endpoint, hub.new_node("web2"))
+    assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
+    assert is_silent(node.socket) and is_silent(subscriber, 0)
+    assert select(hub.listener, "SELECT node, sequence FROM history ORDER BY row") == [("web1", 1), ("web2", 1)]
+    back = hub.operate("accept", keys.public, "web1")
+    assert back.returncode == 1 and "was revoked, and stays so" in back.stderr
+
+
+def test_a_key_is_replaced_without_a_gap(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """A node has two keys for a while: what it says by either is its own."""
+    old, new = hub.new_node("web1"), new_keys(hub.server)
+    before = Node(plain, hub.listener.endpoint, old)
+    assert before.say(event(1)).status == STORED
+    accepted = hub.operate("accept", new.public, "web1")
+    assert f"`cf-messaged keys revoke {old.public}` once it uses this one" in accepted.stdout
+    after = Node(plain, hub.listener.endpoint, new)
+    assert [before.say(event(2)).status, after.say(event(3)).status] == [STORED, STORED]
+    assert hub.operate("revoke", old.public).returncode == 0
+    assert after.say(event(4)).status == STORED
+    before.send(event(5))
+    assert is_silent(before.socket)
+
+
+# ---- nobody gets in
+
+
+@pytest.mark.parametrize("folder", ["accepted", "revoked"])
+def test_without_its_folders_nobody_gets_in(hub: Hub, plain: zmq.Context[Socket], folder: str) -> None:
+    """Not who was in, nor anybody new; when they are there again, all are."""
+    keys = hub.new_node("web1")
+    node = Node(plain, hub.listener.endpoint, keys)
+    assert node.say(event(1)).status == STORED
+    os.rename(hub.directory / folder, hub.directory / "away")
+    node.send(event(2))
+    assert hub.listener.wait_for(f"nobody is let in: .*{folder}: No such file or directory")
+    assert is_silent(node.socket)
+    os.rename(hub.directory / "away", hub.directory / folder)
+    assert Node(plain, hub.listener.endpoint, keys).say(event(3)).status == STORED
+    assert select(hub.listener, "SELECT sequence FROM history ORDER BY row") == [(1,), (3,)]
+
+
+def test_a_plain_peer_is_told(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """By libzmq, as another mechanism; who has an unknown key, by status 400."""
+    peer = plain.socket(zmq.DEALER)
+    peer.linger = 0
+    peer.connect(hub.listener.endpoint)
+    assert failure(peer, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED)
+    stranger = plain.socket(zmq.DEALER)
+    stranger.linger = 0
+    new_keys(hub.server).secure(stranger)
+    stranger.connect(hub.listener.endpoint)
+    assert failure(stranger, zmq.EVENT_HANDSHAKE_FAILED_AUTH) == 400
+
+
+def test_the_listeners_key_is_kept_for_itself(start: Start, tmp_path: Path) -> None:  # noqa: F811
+    """Mode 600 in a directory of mode 700, the same after a restart; another mode is refused with what mends it."""
+    directory = tmp_path / "keys"
+    first = start("--keys-dir", str(directory))
+    own = directory / "listener.key"
+    assert (own.stat().st_mode & 0o777, directory.stat().st_mode & 0o777) == (0o600, 0o700)
+    text = own.read_text()
+    assert first.end() == 0
+    assert start("--keys-dir", str(directory)).end() == 0
+    assert own.read_text() == text
+    own.chmod(0o644)
+    refused = cf_messaged("run", "--store", f"sqlite:///{tmp_path}/other.db", "--keys-dir", str(directory))
+    assert refused.returncode == 1 and f"chmod 600 {own}" in refused.stderr
+    [secret] = [line.split('"')[1] for line in text.splitlines() if "secret" in line]
+    assert secret not in refused.stderr and not any(secret in line for line in first.heard)
+
+
+def test_beyond_this_machine_keys_are_enough(tmp_path: Path) -> None:
+    """Without keys_dir any other address than loopback is refused; with it, it is not."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'store = "sqlite:///{tmp_path}/store.db"\nrequest = "tcp://*:5309"\n')
+    assert "allowed is" in cf_messaged("check-config", "--config", str(settings)).stderr
+    settings.write_text(settings.read_text() + f'keys_dir = "{tmp_path}/keys"\n')
+    assert cf_messaged("check-config", "--config", str(settings)).returncode == 0
+
+
+# ---- the operator
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("accept", "00", "web1"), "no key of 64 hex digits, and no key that knocked"),
+        (("accept", 64 * "a", "../web1"), "is no node"),
+        (("accept", 64 * "a", "$(sys.fqhost)"), "is no node"),
+        (("revoke", "web9"), "no accepted key is, or is of, 'web9'"),
+        (("accept", 64 * "b", "web2"), "is accepted already, as web1"),
+        (("reject", 64 * "b"), "`cf-messaged keys revoke` it"),
+        (("export", "/proc/none/file"), "/proc/none/file: No such file or directory"),
+    ],
+)
+def test_what_an_operator_cannot_do(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    """One line says why, and nothing has changed."""
+    make(str(tmp_path / "keys"))
+    write(tmp_path / "keys/accepted/web1.key", certificate(bytes.fromhex(64 * "b")))
+    ended = cf_messaged("keys", "--keys-dir", str(tmp_path / "keys"), *arguments)
+    assert ended.returncode == 1 and told in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert [row["node"] for row in listed(str(tmp_path / "keys"))] == ["web1"]
+
+
+def test_a_rejected_key_is_not_heard_of_any_more(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """It is kept out, and not noted when it knocks; an operator may let it in later."""
+    keys = new_keys(hub.server)
+    assert hub.operate("reject", keys.public).returncode == 0
+    stranger = plain.socket(zmq.DEALER)
+    keys.secure(stranger)
+    stranger.linger = 0
+    stranger.connect(hub.listener.endpoint)
+    assert failure(stranger, zmq.EVENT_HANDSHAKE_FAILED_AUTH) == 400
+    assert [row["state"] for row in listed(str(hub.directory))] == ["rejected"]
+    assert hub.operate("accept", keys.public, "web1").returncode == 0
+    assert Node(plain, hub.listener.endpoint, keys).say(event()).status == STORED
+
+
+def test_a_certificate_of_other_programs_will_do(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """A file of pyzmq, in the folder under the node's name; one that is none keeps nobody else out."""
+    import zmq.auth
+
+    (hub.directory / "accepted/broken.key").write_text("nothing")
+    public, _ = zmq.auth.create_certificates(hub.directory / "accepted", "web7")
+    key, secret = zmq.auth.load_certificate(public + "_secret")
+    assert secret
+    node = plain.socket(zmq.REQ)
+    node.curve_publickey, node.curve_secretkey, node.curve_serverkey = key, secret, bytes.fromhex(hub.server)
+    node.linger, node.rcvtimeo = 0, int(scaled(30) * 1000)
+    node.connect(hub.listener.endpoint)
+    node.send(encode_event(event(node="web7", stream=STREAM_2)))
+    assert b'"stored"' in node.recv()
+    assert hub.listener.wait_for("broken.key is no certificate")
+
+
+# ---- without a listener
+
+
+def test_changes_of_the_same_moment_are_seen(tmp_path: Path) -> None:
+    """The clock of a file system is coarse: a folder that has just changed is read again."""
+    make(str(tmp_path))
+    keyring = Keyring(str(tmp_path))
+    for number in range(50):
+        write(tmp_path / f"accepted/web{number}.key", certificate(bytes([number]) * 32))
+        assert len(keyring.names()) == number + 1
+    write(tmp_path / "revoked/any.key", certificate(bytes(32)))
+    assert bytes(32) not in keyring.names() and len(keyring.names()) == 49
+
+
+def test_strangers_are_bounded(tmp_path: Path) -> None:
+    """Whoever makes up keys is noted a thousand times; a damaged file is begun anew."""
+    strangers = Strangers(str(tmp_path))
+    for number in range(MAX_STRANGERS + 100):
+        strangers.note(number.to_bytes(32, "big"), "192.0.2.1", number)
+    strangers.write(10.0)
+    noted = read_strangers(str(tmp_path))
+    assert (len(noted), noted[0].last, noted[-1].last) == (MAX_STRANGERS, 100, MAX_STRANGERS + 99)
+    assert Strangers(str(tmp_path)).is_new is False
+    for text in ("", "{}", "[1]", '[{"key": "00"}]', "[" * 100_000, '[{"key": "' + 64 * "0" + '"}]'):
+        (tmp_path / "strangers.json").write_text(text)
+        assert read_strangers(str(tmp_path)) == []
