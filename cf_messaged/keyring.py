@@ -27,6 +27,7 @@ ACCEPTED, REVOKED, REJECTED = "accepted", "revoked", "rejected"
 LISTENER, STRANGERS = f"listener{SUFFIX}", "strangers.json"
 # That are noted; anybody can make up millions. The one that knocked longest ago is forgotten.
 MAX_STRANGERS = 1000
+WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
 _SETTLED_NS = 1_000_000_000
 
@@ -122,7 +123,7 @@ class Keyring:
 
 
 class Strangers:
-    """Keys that are not known, as they knock; written to a file at most once a second."""
+    """Keys that are not known, as they knock; written to a file soon, but not at each knock."""
 
     def __init__(self, directory: str) -> None:
         self._path = Path(directory) / STRANGERS
@@ -142,7 +143,7 @@ class Strangers:
 
     def write(self, now_s: float) -> None:
         """If it is time."""
-        if not self.is_new or now_s - self._written_s < 1:
+        if not self.is_new or now_s - self._written_s < WRITTEN_EACH_S:
             return
         self._written_s, self.is_new = now_s, False
         rows = [{**stranger._asdict(), "key": stranger.key.hex()} for stranger in self._noted.values()]
@@ -214,8 +215,8 @@ def listed(directory: str) -> list[dict[str, Any]]:
             "state": "unknown",
             "node": "",
             "address": stranger.address,
-            "first": rfc3339(stranger.first),
-            "last": rfc3339(stranger.last),
+            "first": f"{rfc3339(stranger.first)[:19]}Z",
+            "last": f"{rfc3339(stranger.last)[:19]}Z",
             "times": stranger.times,
         }
         for stranger in read_strangers(directory)

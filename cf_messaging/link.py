@@ -192,8 +192,8 @@ class Link:
     def _denied(self, status: int) -> str:
         if not self.connects:
             return "has a key that is not in 'accept'"
-        own = f", whose key is {self._security.pair.public.hex()}" if self._security else ""
-        return f"its access control does not let this node in{own} (ZAP status {status})"
+        own = f": accept its key there, {self._security.pair.public.hex()}" if self._security else ""
+        return f"its access control does not let this node in (ZAP status {status}){own}"
 
     def _lose(self, descriptor: int) -> None:
         self.subscriptions.pop(descriptor, None)

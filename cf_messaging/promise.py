@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import re
     from typing import Any
 
-    from .attributes import Curve, Promise
+    from .attributes import Promise
     from .conversations import Exchanged
     from .exchange import Exchange
     from .information import Information
@@ -62,6 +62,8 @@ class MessagesPromise(PromiseModule):
             self._log_level = "verbose"  # its copies of before 2024 keep back the info line that cf-agent insists on
         try:
             promise = self._promise(promiser, attributes)
+            if promise.curve and not promise.curve.key_file:
+                promise.curve = promise.curve._replace(key_file=_own_key_file(promise))
             if promise.information or promise.view:
                 outcome = self._inform(promise, _place(metadata), started)
             else:
@@ -171,15 +173,12 @@ def _conversation(promise: Promise) -> Conversation:
         _answers_wanted(promise, payloads),
         promise.retries,
         promise.subscribers,
-        _curve(promise),
+        promise.curve,
     )
 
 
-def _curve(promise: Promise) -> Curve | None:
-    """With the path of this node's key."""
-    state_dir = promise.state_dir or _STATE_DIR
-    default = os.path.normpath(os.path.join(state_dir, "messages", "node.key"))
-    return promise.curve and promise.curve._replace(key_file=promise.curve.key_file or default)
+def _own_key_file(promise: Promise) -> str:
+    return os.path.normpath(os.path.join(promise.state_dir or _STATE_DIR, "messages", "node.key"))
 
 
 def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:

@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY))
+from cf_messaging.keys import public_key  # noqa: E402 - from the folder just added
+
 SHIPPED = ("messages_promise.py", "cfengine.py", "cf_messaging")
 OUTCOME = re.compile(r"Promise with promiser '(.*)' was (kept|repaired|not kept) by promise module")
 TOLD = re.compile(r"(?:verbose|info|error): messages '(.*?)'(?: \(.*?\))?: (.*)")
@@ -117,6 +120,11 @@ socket.context.term()
 HUB, WEB1, WEB2 = NODES = ("hub.example.org", "web1.example.org", "web2.example.org")
 FACTS = ("hard_classes", "os", "addresses")
 FACTS_TOLD = ["share: the listener has what this node is"]
+UNKNOWN = Scene(
+    "Three nodes that a cf-messaged does not know are not let in; what they say waits",
+    "share",
+    [Side("share", dict.fromkeys(FACTS, "not kept"), [], node) for node in NODES],
+)
 SHARED = (
     Scene(
         "Three nodes tell a cf-messaged what they are",
@@ -193,18 +201,36 @@ def among_nodes(stage: Stage) -> list[bool]:
 def with_a_listener(stage: Stage) -> list[bool]:
     """Play the scenes that need one, then show its views; returns of each whether it is as it should be."""
     store = f"sqlite:///{stage.folder}/store.db"
+    key = operate(stage, "show")
+    (stage.folder / "hub.key").write_text(key)
     with listening(store, stage):
-        return [play(scene, stage) for scene in SHARED] + [show(view, store) for view in VIEWS]
+        good = [play(UNKNOWN, stage)]
+        operate(stage, "list")
+        for node in NODES:
+            own = public_key(str(stage.folder / node / "state/messages/node.key"))
+            operate(stage, "accept", own.hex(), node)
+        print()
+        return [*good, *(play(scene, stage) for scene in SHARED), *(show(view, store) for view in VIEWS)]
+
+
+def operate(stage: Stage, *arguments: str) -> str:
+    """What `cf-messaged keys` says to these arguments, which is shown."""
+    print("$ cf-messaged keys", *arguments)
+    command = [*CF_MESSAGED, "keys", "--keys-dir", f"{stage.folder}/keys", *arguments]
+    said = subprocess.check_output(command, cwd=REPOSITORY, text=True)
+    print(said, end="", flush=True)
+    return said.strip()
 
 
 @contextmanager
 def listening(store: str, stage: Stage) -> Iterator[None]:
-    """A cf-messaged where the examples look for it."""
+    """A cf-messaged where the examples look for it, which lets in whom it knows."""
     log = stage.folder / "cf-messaged.log"
     endpoint = f"{stage.hub}:5309"
-    print(f"$ cf-messaged run --request {endpoint}\n", flush=True)
+    print(f"\n$ cf-messaged run --request {endpoint} --keys-dir keys\n", flush=True)
     others = [f"--{role}={stage.hub}:*" for role in ("push", "publish", "subscribe")]
-    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint, *others]
+    keys = ["--keys-dir", f"{stage.folder}/keys"]
+    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint, *others, *keys]
     with (
         log.open("w") as file,
         subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=file) as daemon,
@@ -215,6 +241,12 @@ def listening(store: str, stage: Stage) -> Iterator[None]:
             yield
         finally:
             daemon.terminate()
+
+
+def hub_key(stage: Stage) -> str:
+    """Nobody's, where no cf-messaged is talked to."""
+    known = stage.folder / "hub.key"
+    return known.read_text() if known.exists() else 64 * "0"
 
 
 def show(view: View, store: str) -> bool:
@@ -279,7 +311,8 @@ def start(example: str, side: Side, stage: Stage) -> subprocess.Popen[str]:
     work = stage.folder / node
     if not work.exists():
         shutil.copytree(stage.folder / "template", work, symlinks=True)
-        copy_examples(work / "examples", {"messages_hub": stage.hub, "messages_node": node})
+        variables = {"messages_hub": stage.hub, "messages_node": node, "messages_hub_key": hub_key(stage)}
+        copy_examples(work / "examples", variables)
     command = ["cf-agent", "-Kv", "-f", str(work / f"examples/{example}.cf"), "-b", side.bundle]
     return subprocess.Popen(
         command, env=environment(work), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

@@ -10,8 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import zmq
 
 from agent import Agent, Run
+from cf_messaged.keyring import write
+from cf_messaging.keys import certificate, own_pair, public_key
 from demo import REPOSITORY, any_loopback, copy_examples
 from listener import Listener
 from test_cfengine import wait_for
@@ -23,7 +26,8 @@ RunExample = Callable[[str, str, str], Run]
 def listener(tmp_path: Path) -> Iterator[Listener]:
     """Where the examples expect it, on an address of its own."""
     hub = any_loopback()
-    started = Listener(tmp_path, "--request", f"{hub}:5309", "--subscribe", f"{hub}:5312")
+    endpoints = ("--request", f"{hub}:5309", "--subscribe", f"{hub}:5312")
+    started = Listener(tmp_path, *endpoints, "--keys-dir", str(tmp_path / "keys"))
     yield started
     started.end()
 
@@ -38,7 +42,10 @@ def run(tmp_path: Path, agent_template: Path, listener: Listener) -> Iterator[Ru
         if node not in agents:
             agents[node] = Agent(tmp_path / node, agent_template)
             hub = listener.endpoint.removesuffix(":5309")
-            copy_examples(examples, {"messages_hub": hub, "messages_node": node})
+            own = own_pair(str(tmp_path / node / "state/messages/node.key"), zmq.curve_keypair)
+            write(tmp_path / f"keys/accepted/{node}.key", certificate(own.public))
+            key = public_key(str(tmp_path / "keys/listener.key")).hex()
+            copy_examples(examples, {"messages_hub": hub, "messages_node": node, "messages_hub_key": key})
         return agents[node].run_file(examples / f"{example}.cf", options=["-b", bundle, "--inform"])
 
     yield run
