@@ -42,7 +42,7 @@ def run(tmp_path: Path, agent_template: Path, listener: Listener) -> Iterator[Ru
         if node not in agents:
             agents[node] = Agent(tmp_path / node, agent_template)
             hub = listener.endpoint.removesuffix(":5309")
-            own = own_pair(str(tmp_path / node / "state/messages/node.key"), zmq.curve_keypair)
+            own = own_pair(str(agents[node].work / "state/messages/node.key"), zmq.curve_keypair)
             write(tmp_path / f"keys/accepted/{node}.key", certificate(own.public))
             key = public_key(str(tmp_path / "keys/listener.key")).hex()
             copy_examples(examples, {"messages_hub": hub, "messages_node": node, "messages_hub_key": key})
