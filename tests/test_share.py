@@ -80,7 +80,7 @@ def test_a_heartbeat(run: RunExample, listener: Listener) -> None:
 
 def test_common_information(run: RunExample) -> None:
     """What one says, everyone uses in the run that asks for it."""
-    run("hub", "common", "common_says")
+    run("hub.example.org", "common", "common_says")
     for node in ("web1", "db1"):
         assert run(node, "common", "common_uses").reports == ["node: name servers are 192.0.2.1 and 192.0.2.2"]
 
