@@ -7,11 +7,12 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
+from cf_messaged import rights
 from cf_messaged.database import MAX_ROWS_BYTES, Limits, database
 from cf_messaged.metrics import read_address
 from cf_messaged.retention import Keep
@@ -38,6 +39,7 @@ class Config:
     metrics: str = OFF
     connections: int = 1000
     keys_dir: str | None = None
+    rights: list[Any] = field(default_factory=list)
     insecure: bool = False
     alive_within_s: float = ALIVE_WITHIN_S
     keep_state_days: float = Keep().state
@@ -54,6 +56,7 @@ class Config:
             _check_type(setting.name, getattr(self, setting.name), str(setting.type))
         try:
             database(self.store)
+            rights.read(self.rights)
         except ValueError as error:
             raise BadConfig(str(error)) from None
         self._check_ranges()
@@ -112,6 +115,7 @@ _ALLOWED: dict[str, tuple[str, tuple[type, ...]]] = {
     "bool": ("true or false", (bool,)),
     "int": ("an integer", (int,)),
     "float": ("a number", (int, float)),
+    "list[Any]": ("a list of tables", (list,)),
 }
 
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cf_messaged.codec import decode_event
+from cf_messaged.rights import WHERE, Rights
 from cf_messaged.times import microseconds
 from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed
 
 # An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
 MAX_DATA_DEPTH = MAX_DEPTH - 3
 # Why something is refused, as it is counted.
-MALFORMED, CLONED, PROMISED, NAMED, REVOKED = "malformed", "cloned", "promised", "named", "revoked"
+MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
+NAMED, REVOKED, FORBIDDEN = "named", "revoked", "forbidden"
 
 
 class Verdict(NamedTuple):
@@ -62,13 +64,18 @@ def read_unanswered(frames: Sequence[bytes], before: int, store: str) -> Deliver
         return Delivery(None, Answer(error.id, store, 0, REFUSED, reason=str(error)))
 
 
-def named(delivery: Delivery, name: str, store: str) -> Delivery:
-    """The same, if it is said by who it says it is. name: of the key that it came with."""
+def permitted(delivery: Delivery, name: str, rights: Rights, store: str) -> Delivery:
+    """The same, if it is said by who it says it is, and who may. name: of the key that it came with."""
     said = delivery.said
-    if isinstance(said, Answer) or said.node == name:
+    if isinstance(said, Answer):
         return delivery
-    reason = f"by its key it is {name}, not {said.node}: its promises need node => '{name}', or another name its key"
-    return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), NAMED)
+    if said.node != name:
+        reason = f"by its key it is {name}, not {said.node}: its promises need node => '{name}', or its key that name"
+        return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), NAMED)
+    if not is_question(said) and not rights.may_say(name, said.kind, said.name):
+        reason = f"{name} may not say {said.kind} information '{said.name}': {WHERE}"
+        return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), FORBIDDEN)
+    return delivery
 
 
 def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

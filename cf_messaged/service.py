@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import zmq
 
-from cf_messaged import intake
+from cf_messaged import intake, rights
 from cf_messaged.codec import encode_answer, encode_event
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
@@ -24,6 +24,7 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
+from cf_messaged.rights import Rights
 from cf_messaged.sockets import (
     REQUEST,
     SUBSCRIBE,
@@ -94,6 +95,7 @@ class Service:
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
         self._keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        self._rights = Rights(rights.read(config.rights))
         self._names: Mapping[bytes, str] = {}  # of the keys that are let in
         self._subscribers: dict[int, zmq.Frame] = {}  # by descriptor: what they said last
         self._sockets = Sockets(config, self._keyring)
@@ -215,7 +217,8 @@ class Service:
             if isinstance(said, Answer):
                 self._refuse(envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
-                question = Question(said.id, self._store.id, said.name, said.data, now_us())
+                only = said.node if self._keyring and not self._rights.may_ask(said.node, said.name) else None
+                question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
                 self._answer(self._views.ask(envelope, question))
             else:
                 events.append(Said(envelope, said))
@@ -230,7 +233,7 @@ class Service:
                 continue
             name = self._names.get(key_of(message.last))
             if name is not None:
-                yield intake.named(self._read(message), name, self._store.id)
+                yield intake.permitted(self._read(message), name, self._rights, self._store.id)
             else:
                 self._counters.refused[intake.REVOKED] += 1
                 hang_up(message.last)
@@ -374,6 +377,7 @@ class Service:
         self._store.alive_within_s = self._config.alive_within_s
         self._views.settings = _of_views(self._config)
         self._sweeper.keep = _of_retention(self._config)
+        self._rights = Rights(rights.read(self._config.rights))
         log.info("the settings are read again")
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cf_messaged import views
 from cf_messaged.codec import encode_answer
 from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.rights import WHERE
 from cf_messaged.times import rfc3339
 from cf_messaging.wire import ANSWERED, LATER, REFUSED, Answer
 
@@ -33,13 +34,14 @@ class Settings(NamedTuple):
 
 
 class Question(NamedTuple):
-    """id: of the event. store: the id of the store. now: UTC microseconds."""
+    """id: of the event. store: the id of the store. now: UTC microseconds. only: whose rows may be seen, if not all."""
 
     id: str
     store: str
     name: str
     parameters: Mapping[str, Any]
     now: int
+    only: str | None = None
 
 
 class Reply(NamedTuple):
@@ -53,7 +55,7 @@ class Reply(NamedTuple):
 def reply(question: Question, settings: Settings) -> Reply:
     try:
         view = views.load(question.name, settings.directory)
-        given = views.values(view, question.parameters, settings.given, question.now)
+        given = views.values(view, _narrowed(view, question), settings.given, question.now)
         rows = views.rows(settings.store, view, given, settings.limits)
         answer = _answer(question, ANSWERED, view=view.name, rows=rows, time=rfc3339(question.now))
         return Reply(ANSWERED, None, encode_answer(answer))
@@ -61,6 +63,18 @@ def reply(question: Question, settings: Settings) -> Reply:
         return failure(question, LATER, str(error))
     except (views.Refused, views.BadView, ValueError) as error:
         return failure(question, REFUSED, str(error))
+
+
+def _narrowed(view: views.View, question: Question) -> Mapping[str, Any]:
+    """The parameters, so that only those rows are seen that may be. Raises views.Refused."""
+    only = question.only
+    if only is None:
+        return question.parameters
+    if "node" not in view.parameters:
+        raise views.Refused(f"{only} may not see view '{view.name}', which is of all nodes: {WHERE}")
+    if question.parameters.get("node", only) != only:
+        raise views.Refused(f"{only} may see its own rows of view '{view.name}', no others: {WHERE}")
+    return {**question.parameters, "node": only}
 
 
 def failure(question: Question, status: str, reason: str, retry_after_s: float = RETRY_AFTER_S) -> Reply:

@@ -31,7 +31,7 @@ class Handler:
     def _serve(self) -> None:
         try:
             while True:
-                if self._asked.poll(1000 * WRITTEN_EACH_S if self._strangers.is_new else None):
+                if self._asked.poll(int(1000 * WRITTEN_EACH_S) if self._strangers.is_new else None):
                     self._asked.send_multipart(answered(self._asked.recv_multipart(), self.admit))
                 self._strangers.write(time.monotonic())
         except zmq.ContextTerminated:

@@ -165,6 +165,13 @@ SHARED = (
         [Side("share", dict.fromkeys(FACTS, "kept"), FACTS_TOLD, WEB1)],
     ),
 )
+SETTINGS = """keys_dir = "{folder}/keys"
+
+[[rights]]
+nodes = ["hub.example.org"]
+say = ["*"]
+ask = ["*"]
+"""
 VIEWS = (
     View(["nodes"], ["node", "alive", "events"], [[HUB, True, 5], [WEB1, True, 5], [WEB2, True, 5]]),
     View(["latest", "--param", "name=role"], ["node", "data"], [[WEB1, "web server"], [WEB2, "web server"]]),
@@ -201,6 +208,7 @@ def among_nodes(stage: Stage) -> list[bool]:
 def with_a_listener(stage: Stage) -> list[bool]:
     """Play the scenes that need one, then show its views; returns of each whether it is as it should be."""
     store = f"sqlite:///{stage.folder}/store.db"
+    (stage.folder / "cf-messaged.toml").write_text(SETTINGS.format(folder=stage.folder))
     key = operate(stage, "show")
     (stage.folder / "hub.key").write_text(key)
     with listening(store, stage):
@@ -216,7 +224,7 @@ def with_a_listener(stage: Stage) -> list[bool]:
 def operate(stage: Stage, *arguments: str) -> str:
     """What `cf-messaged keys` says to these arguments, which is shown."""
     print("$ cf-messaged keys", *arguments)
-    command = [*CF_MESSAGED, "keys", "--keys-dir", f"{stage.folder}/keys", *arguments]
+    command = [*CF_MESSAGED, "keys", "--config", f"{stage.folder}/cf-messaged.toml", *arguments]
     said = subprocess.check_output(command, cwd=REPOSITORY, text=True)
     print(said, end="", flush=True)
     return said.strip()
@@ -227,10 +235,10 @@ def listening(store: str, stage: Stage) -> Iterator[None]:
     """A cf-messaged where the examples look for it, which lets in whom it knows."""
     log = stage.folder / "cf-messaged.log"
     endpoint = f"{stage.hub}:5309"
-    print(f"\n$ cf-messaged run --request {endpoint} --keys-dir keys\n", flush=True)
+    print(f"\n$ cf-messaged run --config cf-messaged.toml --request {endpoint}\n", flush=True)
     others = [f"--{role}={stage.hub}:*" for role in ("push", "publish", "subscribe")]
-    keys = ["--keys-dir", f"{stage.folder}/keys"]
-    command = [*CF_MESSAGED, "run", "--store", store, "--request", endpoint, *others, *keys]
+    config = ["--config", f"{stage.folder}/cf-messaged.toml"]
+    command = [*CF_MESSAGED, "run", *config, "--store", store, "--request", endpoint, *others]
     with (
         log.open("w") as file,
         subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=file) as daemon,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cf_messaged import intake
 from cf_messaged.intake import Verdict
+from cf_messaged.rights import Rights
 from cf_messaging.wire import (
     LATER,
     MAX_EVENT_BYTES,
@@ -38,7 +39,7 @@ def nested(depth: int) -> list[Any]:
 
 
 def refused(frames: list[bytes]) -> Answer:
-    _, said = intake.read(frames, STORE)
+    said = intake.read(frames, STORE).said
     assert isinstance(said, Answer)
     assert said.status == REFUSED and said.store == STORE and said.reason
     return said
@@ -49,7 +50,7 @@ def refused(frames: list[bytes]) -> Answer:
 )
 def test_the_envelope_comes_back_as_it_was(envelope: list[bytes]) -> None:
     """Everything up to the empty frame is the envelope, of a REQ and of a DEALER with a number."""
-    assert intake.read([*envelope, encode_event(event())], STORE) == (envelope, event())
+    assert intake.read([*envelope, encode_event(event())], STORE)[:2] == (envelope, event())
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,31 @@ def test_verdicts_become_answers() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "name", "kind", "reason"),
+    [
+        (event(), "web1", None, ""),
+        (question("nodes"), "web1", None, ""),  # what of it may be seen is for who runs the view
+        (event(), "web2", intake.NAMED, "by its key it is web2, not web1"),
+        (question("nodes"), "web2", intake.NAMED, "by its key it is web2, not web1"),
+        (event(kind="common"), "web1", intake.FORBIDDEN, "web1 may not say common information 'load'"),
+    ],
+)
+def test_what_is_said_is_permitted_or_refused(said: Event, name: str, kind: str | None, reason: str) -> None:
+    """By the name of the key, then by its rights; the answer goes to who has said it, with the id of what he said."""
+    before = intake.Delivery([b"id", b""], said)
+    after = intake.permitted(before, name, Rights(), STORE)
+    if kind is None:
+        assert after is before
+        return
+    assert isinstance(after.said, Answer) and after.said.reason
+    assert (after.envelope, after.kind) == (before.envelope, kind)
+    assert (after.said.id, after.said.store, after.said.status) == (said.id, STORE, REFUSED)
+    assert after.said.reason.startswith(reason)
+
+
 def is_understood(frames: list[bytes]) -> None:
-    envelope, said = intake.read(frames, STORE)
+    envelope, said, _ = intake.read(frames, STORE)
     assert envelope and envelope == frames[: len(envelope)]
     assert isinstance(said, Event) or decode_answer(encode_answer(said)).reason
 

@@ -88,7 +88,7 @@ def test_a_name_is_that_of_the_key(hub: Hub, plain: zmq.Context[Socket]) -> None
     answer = node.say(event(node="web2"))
     assert (answer.status, answer.id) == (REFUSED, event().id)
     assert "by its key it is web1, not web2" in answer.reason
-    assert node.ask("nodes").status == ANSWERED  # as web1
+    assert node.ask("latest").status == ANSWERED  # as web1
     assert node.say(event()).status == STORED
     assert select(hub.listener, "SELECT node FROM nodes") == [("web1",)]
 

@@ -27,7 +27,15 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
     """Where the examples expect it, on an address of its own."""
     hub = any_loopback()
     endpoints = ("--request", f"{hub}:5309", "--subscribe", f"{hub}:5312")
-    started = Listener(tmp_path, *endpoints, "--keys-dir", str(tmp_path / "keys"))
+    config = tmp_path / "cf-messaged.toml"
+    config.write_text(f"""
+        keys_dir = "{tmp_path}/keys"
+        [[rights]]
+        nodes = ["hub.example.org", "proxy.example.org"]
+        say = ["*"]
+        ask = ["*"]
+    """)
+    started = Listener(tmp_path, *endpoints, "--config", str(config))
     yield started
     started.end()
 
