@@ -62,6 +62,8 @@ class MessagesPromise(PromiseModule):
             self._log_level = "verbose"  # its copies of before 2024 keep back the info line that cf-agent insists on
         try:
             promise = self._promise(promiser, attributes)
+            if promise.curve:
+                promise.curve = _with_key_file(promise.curve, promise.state_dir or _STATE_DIR)
             if promise.information or promise.view:
                 outcome = self._inform(promise, _place(metadata), started)
             else:
@@ -171,15 +173,14 @@ def _conversation(promise: Promise) -> Conversation:
         _answers_wanted(promise, payloads),
         promise.retries,
         promise.subscribers,
-        _curve(promise),
+        promise.curve,
     )
 
 
-def _curve(promise: Promise) -> Curve | None:
-    """With the path of this node's key."""
-    state_dir = promise.state_dir or _STATE_DIR
+def _with_key_file(curve: Curve, state_dir: str) -> Curve:
+    """The path of this node's key, where policy names none."""
     default = os.path.normpath(os.path.join(state_dir, "messages", "node.key"))
-    return promise.curve and promise.curve._replace(key_file=promise.curve.key_file or default)
+    return curve._replace(key_file=curve.key_file or default)
 
 
 def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:
