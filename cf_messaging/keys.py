@@ -198,8 +198,8 @@ _NOT_ASKED = b"500", b"no request of ZAP 1.0", b""
 
 
 def answered(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> list[bytes]:
-    """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, not empty;
-    raises PermissionError, with a reason, for who may not.
+    """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, empty if
+    none is needed; raises PermissionError, with a reason, for who may not.
     """
     request = frames[1] if len(frames) > 1 else b""
     status, text, user = _verdict(frames, admit)
