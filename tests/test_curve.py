@@ -52,7 +52,7 @@ class Keys(NamedTuple):
 
     def serves(self, kind: str = "rep", accept: Path | None = None) -> tuple[str, ...]:
         """Options of a peer of this kind with CURVE; accept: by default it lets the node in."""
-        # A REQ that binds gets no answer from who has a user id, as pyzmq's ZAP gives it: see zap.py. So it lets in all.
+        # A REQ that binds gets no answer from who has a user id, as by pyzmq's ZAP: see zap.py. So it lets in all.
         return "--key", str(self.peer.secret), *(("--accept", str(accept or self.known)) if kind != "req" else ())
 
     def calls(self, as_who: Certificate | None = None) -> tuple[str, ...]:
@@ -383,7 +383,7 @@ def test_nobody_but_who_is_turned_away(agent: Agent, keys: Keys, tmp_path: Path,
         "endpoint": ours,
         "bind": "true",
         "payload": "!",
-        "timeout": "2",
+        "timeout": f"{scaled(2):g}",
         "file": tmp_path / "heard",
     }
     with caller(ours, keys, who):
