@@ -180,7 +180,7 @@ def _read_server_key(name: str, value: Any) -> bytes | str:
     from .keys import from_hex
 
     if isinstance(value, str) and value.startswith("/"):
-        return _read_path(value)
+        return _read_key_path(name, value)
     try:
         return from_hex(value)
     except ValueError as error:

@@ -20,7 +20,7 @@ KEY_BYTES = 32
 MAX_FILE_BYTES = 65536
 SUFFIX = ".key"  # of the certificates in a directory
 _HEX = re.compile("[0-9a-fA-F]{64}")
-_LINE = r'^[ \t]*%s[ \t]*=[ \t]*"?([!-~]{40})"?[ \t]*$'
+_LINE = r'^[ \t]*%s[ \t]*=[ \t]*"?([!-~]{40})"?[ \t\r]*$'
 # ZeroMQ's RFC 32.
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 _VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
@@ -126,8 +126,9 @@ def _own(path: str) -> Pair:
 
 def _make(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
     """At once whole and for the owner alone. Of two who make it together, the first has made it."""
-    public, secret = (key.decode() for key in new())
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    _check_directory(os.path.dirname(path))
+    public, secret = (key.decode() for key in new())
     temporary = f"{path}.{os.getpid()}.new"
     if os.path.lexists(temporary):  # of a run that was killed and had our process id
         os.unlink(temporary)
@@ -197,8 +198,8 @@ _NOT_ASKED = b"500", b"no request of ZAP 1.0", b""
 
 
 def answered(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> list[bytes]:
-    """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, not empty;
-    raises PermissionError, with a reason, for who may not.
+    """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, empty if
+    none is needed; raises PermissionError, with a reason, for who may not.
     """
     request = frames[1] if len(frames) > 1 else b""
     status, text, user = _verdict(frames, admit)

@@ -43,8 +43,10 @@ class Door:
             self._asked.close()
 
     def _admit(self, caller: Caller) -> str:
+        # Nobody has a user id: libzmq would put it before the first message, where a REQ takes it for a broken answer,
+        # and where it fills the queue of a PULL that has room for one message, for ever.
         if caller.domain == OPEN and caller.mechanism == "NULL":
-            return "anybody"
+            return ""
         if caller.mechanism == "CURVE" and caller.key in self._accepted.get(caller.domain, ()):
-            return str(caller.key.hex())
+            return ""
         raise PermissionError("this key is not accepted")

@@ -56,6 +56,9 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("--bare", action="store_true", help="router: answers lose what came before the empty delimiter")
     add("--twice", action="store_true", help="router: each request is answered again when the next one comes")
     add("--close", action="store_true", help="tcp-banner: close after the banner")
+    add("--key", default="", help="speak CURVE with the key pair in this certificate; without --server-key as a server")
+    add("--server-key", default="", help="speak CURVE with the server whose certificate this is")
+    add("--accept", default="", help="let in whose certificates are in this directory, by pyzmq's own ZAP")
     return parser.parse_args(arguments)
 
 
@@ -216,11 +219,28 @@ def converse(options: argparse.Namespace) -> None:
     if options.kind == "curve-rep":
         _, sock.curve_secretkey = zmq.curve_keypair()
         sock.curve_server = True
+    if options.key:
+        secure(sock, options)
     sock.connect(options.connect) if options.connect else sock.bind(options.bind)
     print(sock.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
     conversation(sock, options)
     sock.close()
     context.term()  # waits until everything that was said is handed over
+
+
+def secure(sock: Socket, options: argparse.Namespace) -> None:
+    from zmq.auth import load_certificate
+    from zmq.auth.thread import ThreadAuthenticator
+
+    sock.curve_publickey, sock.curve_secretkey = load_certificate(options.key)
+    if options.server_key:
+        sock.curve_serverkey, _ = load_certificate(options.server_key)
+        return
+    sock.curve_server = True
+    if options.accept:
+        doorkeeper = ThreadAuthenticator(sock.context)
+        doorkeeper.start()
+        doorkeeper.configure_curve(domain="*", location=options.accept)
 
 
 def accept(options: argparse.Namespace) -> None:

@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_messaging.attributes import ATTRIBUTES, COMMON_ATTRIBUTES, Promise, read_promise
+from cf_messaging.attributes import ATTRIBUTES, COMMON_ATTRIBUTES, Curve, Promise, read_promise
 from cf_messaging.patterns import PATTERNS
 from cf_messaging.wire import KINDS, MAX_PAYLOAD_BYTES, MAX_TOPIC_BYTES
 
 HUB = "tcp://hub:5309"
+HERE = "tcp://127.0.0.1:5309"  # where information needs no keys
+KEY, OTHER_KEY = "0123456789abcdef" * 4, "FEDCBA9876543210" * 4
+KEY_BYTES, OTHER_KEY_BYTES = bytes.fromhex(KEY), bytes.fromhex(OTHER_KEY)
+Z85_KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 
 # pattern: what it must be given besides an endpoint, so that nothing is missing.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -38,6 +42,7 @@ ALLOWED_WITH = {
     "endpoint": set(NEEDED),
     "bind": set(NEEDED),
     "timeout": set(NEEDED),
+    "curve": set(NEEDED),
     "payload": _PAYLOAD,
     "payload_file": _PAYLOAD,
     "topic": {"publish", "subscribe"},
@@ -67,7 +72,7 @@ MEANT_WITH = {
 
 # attribute: a value that is valid by itself.
 SOUND: dict[str, Any] = {
-    "endpoint": "tcp://other:1",
+    "endpoint": "ipc:///other",
     "bind": "true",
     "timeout": "7",
     "payload": "said",
@@ -85,6 +90,7 @@ SOUND: dict[str, Any] = {
     "view": "nodes",
     "parameters": '{"a": 1}',
     "node": "web1",
+    "curve": {"server_key": KEY},
     "state_dir": "/state",
 }
 
@@ -136,6 +142,18 @@ VALID: dict[str, list[tuple[Any, Any]]] = {
     "view": [(name, name) for name in ("x", "two words", "é" * 100)],
     "parameters": [({}, {}), ({"é": ["1"]}, {"é": ["1"]}), ("{}", {}), ('{"a": 1}', {"a": 1})],
     "node": [(name, name) for name in ("a", "web-1.example.org", "a_b:c", "n" * 253)],
+    "curve": [
+        ({"server_key": KEY}, Curve(KEY_BYTES, None, None)),
+        ({"server_key": OTHER_KEY, "key_file": "/a b/é"}, Curve(OTHER_KEY_BYTES, "/a b/é", None)),
+        ({"server_key": "/keys/hub.key"}, Curve("/keys/hub.key", None, None)),
+        (f'{{"server_key": "{KEY}"}}', Curve(KEY_BYTES, None, None)),
+        ({"accept": [KEY, OTHER_KEY]}, Curve(None, None, (KEY_BYTES, OTHER_KEY_BYTES))),
+        ({"accept": KEY, "key_file": "/k"}, Curve(None, "/k", (KEY_BYTES,))),
+        ({"accept": []}, Curve(None, None, ())),
+        ({"accept": "/keys"}, Curve(None, None, "/keys")),
+        ({"accept": "/keys/"}, Curve(None, None, "/keys")),
+        ('{"accept": "/keys"}', Curve(None, None, "/keys")),
+    ],
     "state_dir": [("/var/lib/state", "/var/lib/state")],
 }
 
@@ -144,6 +162,8 @@ _NO_INT: list[Any] = ["-1", "+1", "1.5", "1k", "", " 1", "1 ", "1\n", "1_0", "0x
 _NO_INT += [None, [], ["1"], {}, True]
 _NO_PATH: list[Any] = ["", "relative", "./a", "../a", "~/a", "$(x)", "C:\\a", "/a/", "/", "/a\0b"]
 _NO_PATH += [None, 1, [], ["/a"], {}]
+_NO_KEY: list[Any] = ["", KEY[1:], KEY + "0", KEY + "\n", f" {KEY}", "g" * 64, _ARABIC_5 * 64, f"0x{KEY[2:]}", Z85_KEY]
+_NO_KEY += [None, 1, True, {}, {"a": KEY}]
 INVALID: dict[str, list[Any]] = {
     "pattern": ["", "req", "REQUEST", "request ", "pub/sub", None, 1, [], ["request"], {}],
     "endpoint": [
@@ -175,6 +195,14 @@ INVALID: dict[str, list[Any]] = {
     "view": ["", "x" * 201, "a\nb", "a\0", "\x85", "\ud800", None, 1, [], ["x"], {}],
     "parameters": ["", "x", "[]", "1", "null", '"{}"', "{", None, 1, [], [{}]],
     "node": ["", "a b", "é", "a/b", "a\n", "n" * 254, "\udcff", None, 1, [], ["a"], {}],
+    "curve": [
+        *("", "x", KEY, "/keys/hub.key", "[]", "1", "null", "{", None, 1, True, [], [KEY], [{}]),
+        *({"server_key": value} for value in (*_NO_KEY, [], [KEY], "a/b", "./hub.key", "/", "/a/", "/a\0b")),
+        *({"server_key": KEY, "key_file": value} for value in _NO_PATH),
+        *({"accept": value} for value in (*_NO_KEY, [KEY, ""], [[KEY]], ["/keys"], ["cf_null"], "keys/", "/", "/a\0b")),
+        *({"server_key": KEY, "accept": value} for value in ([OTHER_KEY], [], "/keys")),
+        *({**given, "serverkey": KEY} for given in ({}, {"server_key": KEY})),
+    ],
     "state_dir": _NO_PATH,
 }
 
@@ -190,7 +218,7 @@ def with_attribute(name: str, value: Any) -> dict[str, Any]:
         needed = NEEDED[value] if isinstance(value, str) and value in NEEDED else {}
         return {"endpoint": HUB, **needed, "pattern": value}
     if name in MEANT_WITH:
-        return {"endpoint": HUB, **MEANT[min(MEANT_WITH[name])], name: value}
+        return {"endpoint": HERE, **MEANT[min(MEANT_WITH[name])], name: value}
     pattern = next(each for each in NEEDED if each in ALLOWED_WITH[name])
     return completed(attributes_for(pattern, **{name: value}), name)
 
@@ -203,6 +231,8 @@ def completed(attributes: dict[str, Any], name: str) -> dict[str, Any]:
         attributes["file"] = "/heard"
     if name == "expect" and attributes.get("pattern") == "pair":
         attributes["payload"] = "said"
+    if name == "curve" and isinstance(attributes[name], (str, dict)) and "accept" in attributes[name]:
+        attributes["bind"] = "true"
     return attributes
 
 
@@ -252,7 +282,8 @@ def test_invalid_value(name: str, value: Any) -> None:
     text = refusal(with_attribute(name, value))
     assert f"'{name}'" in text
     assert repr(value)[:60] in text or (isinstance(value, str) and value[:60] in text)
-    assert re.search("allowed|may have at most|must be|regular expression|longer than|a name has|is named by", text)
+    told = "allowed|may have at most|must be|regular expression|longer than|a name has|is named by|64 hex digits"
+    assert re.search(told, text)
     assert len(text) < 1000 and "\n" not in text and "\0" not in text
 
 
@@ -265,9 +296,11 @@ def test_elements_that_are_no_strings_are_said_as_json() -> None:
 
 @pytest.mark.parametrize("payload", ["\ud800", ["\udfff"], {"a": "\ud800"}])
 def test_text_that_no_message_can_carry(payload: Any) -> None:
-    """Half a surrogate pair is refused before anything is said; topics likewise."""
+    """Half a surrogate pair is refused before anything is said; topics likewise, and paths of keys."""
     assert "'payload'" in refusal(attributes_for("push", payload=payload))
     assert "'topic'" in refusal(attributes_for("publish", topic="\ud800"))
+    for curve in ({"server_key": "/\ud800"}, {"server_key": KEY, "key_file": "/\ud800"}, {"accept": "/\ud800"}):
+        assert "'curve'" in refusal(attributes_for("push", curve=curve))
 
 
 @pytest.mark.parametrize("pattern", NEEDED)
@@ -279,6 +312,7 @@ def test_defaults(pattern: str) -> None:
     assert (promise.file, promise.payload_file, promise.expect, promise.dry_run) == (None, None, None, False)
     assert (promise.information, promise.view, promise.parameters) == (None, None, {})
     assert (promise.refresh, promise.expire, promise.node, promise.state_dir) == (1440, 10_080, None, None)
+    assert promise.curve is None
 
 
 @pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]", "[a~~b]"])
@@ -334,15 +368,15 @@ INFORMATION_BY = {
     **{kind: {"async_request", "request"} for kind in ("static", "dynamic", "common")},
     "state": {"async_request", "request", "push", "publish", "pair"},
 }
-INFORMATION_TAKES = {"timeout", "endpoint", "payload", "payload_file", "expire", "node", "state_dir"}
-VIEW_TAKES = {"timeout", "endpoint", "file", "parameters", "node"}
+INFORMATION_TAKES = {"timeout", "endpoint", "payload", "payload_file", "expire", "node", "state_dir", "curve"}
+VIEW_TAKES = {"timeout", "endpoint", "file", "parameters", "node", "curve"}
 
 
 @pytest.mark.parametrize("pattern", NEEDED)
 @pytest.mark.parametrize("kind", INFORMATION_BY)
 def test_patterns_of_information(kind: str, pattern: str) -> None:
     """By async_request, which is the default, or request; state also by what nobody answers."""
-    attributes = {"information": kind, "payload": "x", "endpoint": HUB}
+    attributes = {"information": kind, "payload": "x", "endpoint": HERE}
     assert read_promise("p", attributes).pattern.name == "async_request"
     if pattern in INFORMATION_BY[kind]:
         assert read_promise("p", {**attributes, "pattern": pattern}).pattern.name == pattern
@@ -355,7 +389,7 @@ def test_patterns_of_information(kind: str, pattern: str) -> None:
 @pytest.mark.parametrize("kind", INFORMATION_BY)
 def test_attributes_of_information(kind: str, name: str) -> None:
     """Those of the design's table; refresh with what is remembered alone; expire with what may wait."""
-    attributes = completed({"information": kind, "payload": "x", "endpoint": HUB, name: SOUND[name]}, name)
+    attributes = completed({"information": kind, "payload": "x", "endpoint": HERE, name: SOUND[name]}, name)
     if name in INFORMATION_TAKES or (name == "refresh" and kind != "state"):
         assert getattr(read_promise("p", attributes), name) is not None
     else:
@@ -366,7 +400,7 @@ def test_attributes_of_information(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", sorted({*ALLOWED_WITH, *MEANT_WITH} - {"pattern", "information", "view"}))
 def test_attributes_of_views(name: str) -> None:
     """Those of the design's table."""
-    attributes = {**MEANT["view"], "endpoint": HUB, name: SOUND[name]}
+    attributes = {**MEANT["view"], "endpoint": HERE, name: SOUND[name]}
     if name in VIEW_TAKES:
         assert getattr(read_promise("p", attributes), name) is not None
     else:
@@ -377,34 +411,34 @@ def test_attributes_of_views(name: str) -> None:
 @pytest.mark.parametrize("pattern", NEEDED)
 def test_patterns_of_views(pattern: str) -> None:
     """By async_request, which is the default, or request; a file is needed."""
-    view = {**MEANT["view"], "endpoint": HUB}
+    view = {**MEANT["view"], "endpoint": HERE}
     assert read_promise("p", view).pattern.name == "async_request"
     if pattern in ("request", "async_request"):
         assert read_promise("p", {**view, "pattern": pattern}).pattern.name == pattern
     else:
         assert f"'{pattern}'" in refusal({**view, "pattern": pattern})
-    assert "'file'" in refusal({"view": "latest", "endpoint": HUB})
+    assert "'file'" in refusal({"view": "latest", "endpoint": HERE})
 
 
 @pytest.mark.parametrize("pattern", ["push", "publish", "pair"])
 def test_expire_without_a_queue(pattern: str) -> None:
     """What is never queued cannot expire."""
-    state = {"information": "state", "payload": "x", "endpoint": HUB, "pattern": pattern}
+    state = {"information": "state", "payload": "x", "endpoint": HERE, "pattern": pattern}
     assert f"'{pattern}'" in refusal({**state, "expire": "5"}) and "'expire'" in refusal({**state, "expire": "5"})
 
 
 @pytest.mark.parametrize("promiser", ["", "x" * 201, "a\nb", "\udcff"])
 def test_the_promiser_names_the_information(promiser: str) -> None:
     """It must be fit to; for a view any promiser will do."""
-    text = refusal({**MEANT["information"], "endpoint": HUB}, promiser)
+    text = refusal({**MEANT["information"], "endpoint": HERE}, promiser)
     assert "names the information" in text and len(text) < 1000
-    assert read_promise(promiser, {**MEANT["view"], "endpoint": HUB}).view == "latest"
+    assert read_promise(promiser, {**MEANT["view"], "endpoint": HERE}).view == "latest"
 
 
 def test_the_value_of_information_is_one() -> None:
     """It is kept as it came, a list included."""
     for value in ("x", ["x", {"a": "b"}], {"a": ["b"]}, ["cf_null"]):
-        assert read_promise("p", {"information": "state", "payload": value, "endpoint": HUB}).value == value
+        assert read_promise("p", {"information": "state", "payload": value, "endpoint": HERE}).value == value
 
 
 @pytest.mark.parametrize("pattern", NEEDED)
@@ -467,6 +501,81 @@ def test_any_host_is_for_bind() -> None:
     assert read_promise("tcp://*:5309", {"pattern": "pull", "bind": "true"}).bind
     text = refusal(attributes_for("pull", endpoint=["tcp://hub:5309", "tcp://*:5309"]))
     assert "'endpoint'" in text and "tcp://*:5309" in text and "'bind'" in text
+
+
+# ---- keys
+
+
+@pytest.mark.parametrize("wrong", [{"server_key": Z85_KEY}, {"accept": [KEY, Z85_KEY]}, {"accept": Z85_KEY}])
+def test_a_key_in_z85(wrong: dict[str, Any]) -> None:
+    """It is refused, since cf-agent takes some of them for variables; the text says where it is told in hex."""
+    text = refusal(with_attribute("curve", wrong))
+    assert "Z85" in text and "cf-messaged keys show" in text and "hex" in text and f"'{min(wrong)}'" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "likely"),
+    [("serverkey", "server_key"), ("server-key", "server_key"), ("keyfile", "key_file"), ("accepts", "accept")],
+)
+def test_near_miss_of_a_key(wrong: str, likely: str) -> None:
+    """A misspelt word in `curve` is answered with the likely one; one far from all, with all."""
+    text = refusal(attributes_for("push", curve={wrong: KEY}))
+    assert f"'{wrong}'" in text and f"did you mean '{likely}'" in text
+    text = refusal(attributes_for("push", curve={"zzz": KEY}))
+    assert "did you mean" not in text and all(name in text for name in ("server_key", "key_file", "accept"))
+
+
+@pytest.mark.parametrize("pattern", NEEDED)
+def test_keys_of_either_side(pattern: str) -> None:
+    """Who connects names whom he talks to, who binds whom he lets in; never both, never neither, never the other's."""
+    knows, lets_in, own = {"server_key": KEY}, {"accept": [KEY]}, {"key_file": "/k"}
+    for curve, bind in ((knows, "false"), (lets_in, "true")):
+        read_promise("p", attributes_for(pattern, curve={**curve, **own}, bind=bind))
+    for bind, needed, side in (("false", "server_key", "without 'bind'"), ("true", "accept", "with 'bind'")):
+        for curve in ({}, own, lets_in if bind == "false" else knows):
+            text = refusal(attributes_for(pattern, curve=curve, bind=bind))
+            assert "'curve'" in text and f"{side} it needs '{needed}'" in text
+        text = refusal(attributes_for(pattern, curve={**knows, **lets_in}, bind=bind))
+        assert "'server_key'" in text and "'accept'" in text
+
+
+ON_THIS_MACHINE = [
+    *("tcp://127.0.0.1:5309", "tcp://127.229.238.91:1", "tcp://localhost:5309", "tcp://[::1]:5309"),
+    *("ipc:///run/hub", "ipc://@abstract"),
+]
+BEYOND = [
+    *("tcp://hub:5309", "tcp://192.0.2.1:5309", "tcp://[2001:db8::1]:5309", "tcp://[fe80::1%eth0]:5309"),
+    *("tcp://127.evil.example:5309", "tcp://127.0.0.1.evil.example:1", "tcp://localhost.evil.example:1"),
+    *("tcp://128.0.0.1:1", "tcp://1.127.0.0:1", "tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://[::2]:1"),
+]
+MEANT_CASES = [*MEANT.values(), {**MEANT["information"], "pattern": "request"}]
+MEANT_CASES += [{**MEANT["information"], "information": "state", "pattern": by} for by in ("push", "publish", "pair")]
+
+
+@pytest.mark.parametrize("meant", MEANT_CASES, ids=short)
+def test_information_beyond_this_machine_has_keys(meant: dict[str, Any]) -> None:
+    """Without `curve`, information and views are said on this machine alone; a name is no address."""
+    for endpoint in ON_THIS_MACHINE:
+        assert read_promise("p", {**meant, "endpoint": endpoint}).curve is None
+    for endpoint in BEYOND:
+        text = refusal({**meant, "endpoint": endpoint})
+        assert "'endpoint'" in text and endpoint in text and "'curve' is needed" in text
+        assert read_promise("p", {**meant, "endpoint": endpoint, "curve": {"server_key": KEY}}).curve
+
+
+def test_one_endpoint_of_several_beyond_this_machine() -> None:
+    """It is enough to be refused, wherever it stands, and so is the promiser in its place."""
+    for endpoints in ([HERE, HUB], [HUB, HERE]):
+        assert "'curve' is needed" in refusal({**MEANT["information"], "endpoint": endpoints})
+    assert HUB in refusal(MEANT["view"], promiser=HUB)
+    assert read_promise(HERE, MEANT["view"]).endpoint == (HERE,)
+
+
+@pytest.mark.parametrize("pattern", NEEDED)
+def test_other_promises_need_no_keys(pattern: str) -> None:
+    """What is said beyond this machine without them is the policy's decision."""
+    for endpoint in BEYOND:
+        assert read_promise("p", attributes_for(pattern, endpoint=endpoint)).curve is None
 
 
 # ---- near misses, and what is the agent's own
@@ -549,6 +658,8 @@ def is_sound(promise: Promise) -> bool:
         and all(
             path is None or path.startswith("/") for path in (promise.file, promise.payload_file, promise.state_dir)
         )
+        and (not promise.curve or (promise.curve.accept is not None) == promise.bind)
+        and (not promise.curve or (promise.curve.server_key is None) == promise.bind)
         and (promise.view is None or promise.file is not None)
     )
 
@@ -570,7 +681,7 @@ def test_deep_values(name: str) -> None:
         deep: Any = "x"
         for _ in range(depth):
             deep = [deep]
-        for value in (deep, {"a": deep}):
+        for value in (deep, {"a": deep}, {"server_key": deep}, {"accept": deep}):
             came = read_or_refused(completed(attributes_for("push", **{name: value}), name))
             assert isinstance(came, Promise) or len(came) < 1000
 

@@ -29,13 +29,14 @@ from hypothesis import strategies as st
 
 import fuzz
 from agent import MODULE_PYTHON
+from cf_messaging.keys import certificate
 from cf_messaging.outcomes import Reason
 from cf_messaging.promise import MessagesPromise
 from cfengine import PromiseModule
 from demo import REPOSITORY
 from neighbours import NEIGHBOURS, Neighbours
 from peers import free_endpoint, in_time, refused_endpoint, scaled
-from test_attributes import ALLOWED_WITH, INVALID, NEEDED, anything, names
+from test_attributes import ALLOWED_WITH, INVALID, KEY, NEEDED, anything, names
 from test_cfengine import HEADER, TERMINATE, Answer, Ended, assert_clean_failure, evaluate, read_answers, validate
 from test_cfengine_fuzz import Speaks, any_text, json_values
 
@@ -77,9 +78,12 @@ def nobody_in(folder: Path) -> dict[str, str]:
 def files_in(folder: Path) -> dict[str, str]:
     """Paths of all sorts, but all of them below one folder, or where not even root can write."""
     (folder / "said").write_text("said in a file")
+    (folder / "certificates").mkdir()
+    (folder / "certificates/known.key").write_text(certificate(bytes.fromhex(KEY)))
     os.mkfifo(folder / "fifo")
     ends = {
-        **{name: name for name in ("said", "heard", "fifo", "none", "none/heard", "said/heard")},
+        **{name: name for name in ("said", "heard", "fifo", "none", "none/heard", "said/heard", "own/key")},
+        **{name: name for name in ("certificates", "certificates/known.key")},
         "long name": "x" * 300,
         "long path": "x/" * 3000 + "x",
         "odd name": "a b\n\\é",
@@ -89,7 +93,7 @@ def files_in(folder: Path) -> dict[str, str]:
     return {
         "<folder>": str(folder),
         "<proc>": "/proc/heard",
-        **{f"<{name}>": f"{folder}/{ends[name]}" for name in ends},
+        **{f"<{name.replace('.', ' ')}>": f"{folder}/{ends[name]}" for name in ends},
     }
 
 
@@ -446,6 +450,12 @@ GOOD: dict[str, list[Any]] = {
 }
 
 
+# With a key_file always: the usual one would be outside of this session's folder.
+KEY_FILES = ["<own/key>", "<fifo>", "<folder>", "<said>", "<proc>", "<said/heard>", "<long name>", "<half a pair>"]
+SERVER_KEYS = [KEY, "<certificates/known key>", "<none>", "<fifo>", "<folder>", "<said>", "<bytes as a name>"]
+ACCEPTED = [[KEY], "<certificates>", [], KEY, "<folder>", "<none>", "<said>", "<fifo>", "<long path>"]
+
+
 def usually(values: list[Any]) -> st.SearchStrategy[Any]:
     return st.just(values[0]) | st.sampled_from(values)
 
@@ -459,6 +469,14 @@ def good_attributes(pattern: str) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+curves = st.one_of(
+    [
+        st.fixed_dictionaries({name: usually(values), "key_file": usually(KEY_FILES)})
+        for name, values in (("server_key", SERVER_KEYS), ("accept", ACCEPTED))
+    ]
+)
+
+
 def endpoints(pattern: str) -> st.SearchStrategy[dict[str, Any]]:
     """Where the promise is kept, and by which side."""
     anybody = st.sampled_from(SOMEBODY[pattern]) | st.sampled_from(NOBODY)
@@ -467,7 +485,13 @@ def endpoints(pattern: str) -> st.SearchStrategy[dict[str, Any]]:
         {"endpoint": anybody | st.lists(anybody, min_size=1, max_size=3)},
         optional={"bind": st.sampled_from(["no", False])},
     )
-    return connected | st.fixed_dictionaries({"endpoint": mine, "bind": st.sampled_from(["yes", True])})
+    bound = st.fixed_dictionaries({"endpoint": mine, "bind": st.sampled_from(["yes", True])})
+    return st.one_of(connected, bound, st.builds(keyed, connected, bound, curves))
+
+
+def keyed(connected: dict[str, Any], bound: dict[str, Any], curve: dict[str, Any]) -> dict[str, Any]:
+    """The side of the promise that goes with these keys."""
+    return {**(bound if "accept" in curve else connected), "curve": curve}
 
 
 def fitting(good: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
@@ -518,6 +542,8 @@ agent_runs = st.lists(st.builds(asked, promises, promisers, levels, operations, 
 @example(run=asked({"pattern": "push", "endpoint": "<no domain>", "payload_file": "<half a pair>"}), form="raw")
 @example(run=asked({"pattern": "push", "endpoint": "<no domain>", "payload_file": "<folder>"}), form="raw")
 @example(run=asked({"pattern": "pull", "endpoint": "<pushes>", "file": "<half a pair>"}), form="raw")
+@example(run=asked({**NONE_THERE, "curve": {"accept": [KEY], "key_file": "<own/key>"}}), form="raw")
+@example(run=asked({**NONE_THERE, "endpoint": "<mine>", "curve": {"accept": [], "key_file": "<own/key>"}}), form="raw")
 def test_almost_sound_promises(places: dict[str, str], run: list[dict[str, Any]], form: str) -> None:
     """Whatever attributes a promise has and whatever becomes of it: each request is answered, by no error of ours."""
     answers, _ = serve(MessagesPromise(), placed(conversation(run, form), places))

@@ -429,18 +429,18 @@ def test_an_older_copy_of_the_memory(agent: Agent, listen: Listen, options: list
 def test_another_agent_was_faster(tmp_path: Path) -> None:
     """What another agent of this node has said meanwhile, and was told that it is stored, is delivered here too."""
     path = str(tmp_path / "messages/memory.db")
-    attributes = {"information": "static", "endpoint": "tcp://hub:5309", "payload": "said"}
+    attributes = {"information": "static", "endpoint": "ipc:///hub", "payload": "said"}
     promise = read_promise("facts", attributes)
 
     def other_agent() -> None:
         with closing(Memory(path, print)) as memory:
-            (own,) = [each for each in memory.waiting("tcp://hub:5309", 0, 9) if each.name == "facts"]
-            memory.settle("tcp://hub:5309", "S", [Told(own.sequence, "web1", 0, True)], {}, time.time())
+            (own,) = [each for each in memory.waiting("ipc:///hub", 0, 9) if each.name == "facts"]
+            memory.settle("ipc:///hub", "S", [Told(own.sequence, "web1", 0, True)], {}, time.time())
 
     def converse(talk: Conversation, _deadline: float) -> Exchanged:
         other_agent()
         done = Exchanged(len(talk.payloads))
-        done.endpoint = "tcp://hub:5309"
+        done.endpoint = "ipc:///hub"
         ids = [decode_event(payload).id for payload in talk.payloads]
         have = min(int(id[-12:]) for id in ids) - 1
         done.messages = [Message(encode_answer(Answer(id, "S", have, "stored")), b"") for id in ids]
@@ -449,7 +449,7 @@ def test_another_agent_was_faster(tmp_path: Path) -> None:
     with closing(Memory(path, print)) as memory:
         waits = Saying("web1", "state", "load", '"x"')
         event = Event("", "state", "web1", "load", "2026-11-24T12:00:00Z", "x")
-        memory.queue("tcp://hub:5309", waits, False, lambda id: encode_event(event._replace(id=id)), 1, 2**40)
+        memory.queue("ipc:///hub", waits, False, lambda id: encode_event(event._replace(id=id)), 1, 2**40)
     with closing(Information(converse, lambda _level, _text: None, str(tmp_path), "web1")) as information:
         outcome = information.say(promise, "said", "", time.monotonic())
     assert (outcome.result, outcome.suffixes) in [("repaired", ["delivered"]), ("kept", ["delivered"])], outcome.text
@@ -825,6 +825,8 @@ FORBIDDEN = {
     "expire": ('information => "static", payload => "x", expire => "43201"', ["'expire'", "43200"]),
     "node": ('information => "static", payload => "x", node => "a b"', ["'node'", "'a b'"]),
     "state_dir": ('information => "static", payload => "x", state_dir => "state"', ["'state_dir'", "absolute path"]),
+    "beyond this machine": ('information => "static", payload => "x"', ["'endpoint'", HUB, "'curve' is needed"]),
+    "view beyond this machine": ('view => "v", file => "/f"', ["'endpoint'", HUB, "'curve' is needed"]),
     "view with payload": ('view => "v", file => "/f", payload => "x"', ["'payload'", "'view'"]),
     "view without file": ('view => "v"', ["'view'", "'file'"]),
     "view with bind": ('view => "v", file => "/f", bind => "true"', ["'bind'", "'view'"]),

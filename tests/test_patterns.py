@@ -30,6 +30,10 @@ ASKING = ("request", "async_request")
 ANSWERING = ("reply", "async_reply")
 
 
+class Body(str):
+    """The name of a body, as an attribute has it."""
+
+
 def promise(name: str, pattern: str, **attributes: str | Path | Sequence[str]) -> str:
     """A promise whose outcome becomes a class; a value @(x) is the variable."""
     given = {"pattern": pattern, "timeout": "10", **attributes}
@@ -39,7 +43,8 @@ def promise(name: str, pattern: str, **attributes: str | Path | Sequence[str]) -
 
 def written(value: str | Path | Sequence[str]) -> str:
     if isinstance(value, (str, Path)):
-        return str(value) if str(value).startswith("@(") else quoted(str(value))
+        as_it_is = isinstance(value, Body) or str(value).startswith("@(")
+        return str(value) if as_it_is else quoted(str(value))
     return f"{{ {', '.join(map(quoted, value))} }}"
 
 
