@@ -183,11 +183,12 @@ class Link:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             mismatch = _NO_CURVE if self._security else _OTHER_MECHANISM
             self._refuse(mismatch if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
-        elif self._security and self.connects:
+        elif self._security:
             self._silent += 1
             if self._silent >= _SILENT_ENOUGH:
                 key = self._security.server_key.hex()
-                self._refuse(f"ends CURVE's handshake: its key is not {key}, or it does not use CURVE")
+                wrong = f"its key is not {key}" if self.connects else "it takes this node for another"
+                self._refuse(f"ends CURVE's handshake: {wrong}, or it does not use CURVE")
 
     def _denied(self, status: int) -> str:
         if not self.connects:

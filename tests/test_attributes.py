@@ -143,10 +143,11 @@ VALID: dict[str, list[tuple[Any, Any]]] = {
     "parameters": [({}, {}), ({"é": ["1"]}, {"é": ["1"]}), ("{}", {}), ('{"a": 1}', {"a": 1})],
     "node": [(name, name) for name in ("a", "web-1.example.org", "a_b:c", "n" * 253)],
     "curve": [
-        ({"server_key": KEY}, Curve(KEY_BYTES, None, None)),
-        ({"server_key": OTHER_KEY, "key_file": "/a b/é"}, Curve(OTHER_KEY_BYTES, "/a b/é", None)),
-        ({"server_key": "/keys/hub.key"}, Curve("/keys/hub.key", None, None)),
-        (f'{{"server_key": "{KEY}"}}', Curve(KEY_BYTES, None, None)),
+        ({"server_key": KEY}, Curve((KEY_BYTES,), None, None)),
+        ({"server_key": OTHER_KEY, "key_file": "/a b/é"}, Curve((OTHER_KEY_BYTES,), "/a b/é", None)),
+        ({"server_key": "/keys/hub.key"}, Curve(("/keys/hub.key",), None, None)),
+        ({"server_key": [KEY, "/keys/hub.key"]}, Curve((KEY_BYTES, "/keys/hub.key"), None, None)),
+        (f'{{"server_key": "{KEY}"}}', Curve((KEY_BYTES,), None, None)),
         ({"accept": [KEY, OTHER_KEY]}, Curve(None, None, (KEY_BYTES, OTHER_KEY_BYTES))),
         ({"accept": KEY, "key_file": "/k"}, Curve(None, "/k", (KEY_BYTES,))),
         ({"accept": []}, Curve(None, None, ())),
@@ -197,7 +198,10 @@ INVALID: dict[str, list[Any]] = {
     "node": ["", "a b", "é", "a/b", "a\n", "n" * 254, "\udcff", None, 1, [], ["a"], {}],
     "curve": [
         *("", "x", KEY, "/keys/hub.key", "[]", "1", "null", "{", None, 1, True, [], [KEY], [{}]),
-        *({"server_key": value} for value in (*_NO_KEY, [], [KEY], "a/b", "./hub.key", "/", "/a/", "/a\0b")),
+        *(
+            {"server_key": value}
+            for value in (*_NO_KEY, [], [KEY] * 9, [KEY, "hub"], "a/b", "./hub.key", "/", "/a/", "/a\0b")
+        ),
         *({"server_key": KEY, "key_file": value} for value in _NO_PATH),
         *({"accept": value} for value in (*_NO_KEY, [KEY, ""], [[KEY]], ["/keys"], ["cf_null"], "keys/", "/", "/a\0b")),
         *({"server_key": KEY, "accept": value} for value in ([OTHER_KEY], [], "/keys")),

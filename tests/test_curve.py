@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -301,7 +302,7 @@ def test_who_connects_and_is_refused(agent: Agent, peer: StartPeer, keys: Keys) 
     for name, server in servers.items():
         assert f"{server.endpoint} refused: " in error_of(run, name) and not server.received
     assert f"its key is not {keys.stranger.hex}" in error_of(run, "wrong_key")
-    denied = f"does not let this node in, whose key is {keys.node.hex} (ZAP status 400)"
+    denied = f"does not let this node in (ZAP status 400): accept its key there, {keys.node.hex}"
     assert denied in error_of(run, "not_let_in")
     assert "it wants CURVE" in error_of(run, "plain_promise")
     # Which of the two ends it first decides.
@@ -370,7 +371,8 @@ def caller(endpoint: str, keys: Keys, who: str) -> Iterator[Callable[[], None]]:
 
 TURNED_AWAY = {
     "stranger": "somebody has a key that is not in 'accept'",
-    "plain": "somebody uses another security mechanism than this node: it does not want CURVE",
+    # Which of them, who hangs up first decides.
+    "plain": "somebody (uses another security mechanism than this node: it does not want CURVE|ends CURVE's handshake)",
 }
 
 
@@ -389,7 +391,7 @@ def test_nobody_but_who_is_turned_away(agent: Agent, keys: Keys, tmp_path: Path,
     with caller(ours, keys, who):
         run = agent.run(messages(promise("p", "reply", curve=curve, **answers)))
     assert run.classes == seen("p", *REFUSED)
-    assert f"{ours} refused: {TURNED_AWAY[who]}" in error_of(run, "p")
+    assert re.search(f"{ours} refused: {TURNED_AWAY[who]}", error_of(run, "p"))
     assert not (tmp_path / "heard").exists()
 
 
