@@ -31,7 +31,7 @@ sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 from figures import machine, ms, p99  # noqa: E402 - from the folders just added
 
 from cf_messaging.wire import STORED  # noqa: E402
-from listener import Listener, Node, event  # noqa: E402
+from listener import Keys, Listener, Node, accepted, event  # noqa: E402
 
 # Two descriptors each, of the 1,024 that a process usually may have.
 NODES_A_PROCESS = 400
@@ -40,6 +40,7 @@ WARM_UP_EVENTS = 500
 LEAD_S = 0.5  # for all processes to begin together
 PATIENCE_S = 60
 
+Numbered: TypeAlias = dict[int, "Keys | None"]
 Pipe: TypeAlias = "Connection[Any, Any]"  # it takes no parameters when it runs
 
 
@@ -81,8 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=2000, help="that are connected")
     parser.add_argument("--seconds", type=int, default=60, help="in each of which each node says an event")
+    parser.add_argument("--keys", action="store_true", help="of each node, and of the listener")
     settings = parser.parse_args()
-    measured = measure(settings.nodes, settings.seconds)
+    measured = measure(settings.nodes, settings.seconds, settings.keys)
     tell(measured, settings.nodes, settings.seconds)
     if not measured.holds:
         sys.exit("Not all that was said was acknowledged, and is in the store once.")
@@ -92,10 +94,10 @@ def main() -> None:
 
 
 class Nodes:
-    """Those of one process. numbers: theirs in the fleet."""
+    """Those of one process, by their numbers in the fleet; their keys, if the listener wants any."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, numbers: Sequence[int]) -> None:
-        self._nodes = {number: Node(context, endpoint) for number in numbers}
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, numbers: Numbered) -> None:
+        self._nodes = {number: Node(context, endpoint, keys) for number, keys in numbers.items()}
         # A poll of ZeroMQ would look at each of the sockets, every time.
         self._epoll = select.epoll()
         self._by_file = {node.socket.fileno(): number for number, node in self._nodes.items()}
@@ -151,7 +153,7 @@ class Nodes:
                 sys.exit(f"an event was answered '{answer.status}': {answer.reason}")
 
 
-def live(parent: Pipe, endpoint: str, numbers: Sequence[int], fleet: int) -> None:
+def live(parent: Pipe, endpoint: str, numbers: Numbered, fleet: int) -> None:
     """Tells what came of the first events; is told when to go on, and for how long; stays until the parent has gone."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -166,25 +168,27 @@ def live(parent: Pipe, endpoint: str, numbers: Sequence[int], fleet: int) -> Non
 # ---- to measure
 
 
-def measure(nodes: int, seconds: int) -> Measured:
+def measure(nodes: int, seconds: int, has_keys: bool) -> Measured:
     with tempfile.TemporaryDirectory(prefix="messages-bench-") as folder:
         config = Path(folder) / "settings.toml"
-        config.write_text(f"connections = {nodes}\n")
+        directory, names = config.parent / "keys", ["web1", *(f"node{number}" for number in range(nodes))]
+        config.write_text(f"connections = {nodes}\n" + (f'keys_dir = "{directory}"\n' if has_keys else ""))
         listener = Listener(config.parent, "--config", str(config))
         try:
-            warm_up(listener)
-            return _measure(listener, nodes, seconds)
+            keys: Sequence[Keys | None] = accepted(directory, names) if has_keys else [None] * len(names)
+            warm_up(listener, keys[0])
+            return _measure(listener, dict(enumerate(keys[1:])), seconds)
         finally:
             listener.end()
 
 
-def warm_up(listener: Listener) -> None:
+def warm_up(listener: Listener, keys: Keys | None) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    Node(context, listener.endpoint).say_all(event(number) for number in range(1, WARM_UP_EVENTS + 1))
+    Node(context, listener.endpoint, keys).say_all(event(number) for number in range(1, WARM_UP_EVENTS + 1))
     context.destroy(linger=0)
 
 
-def _measure(listener: Listener, nodes: int, seconds: int) -> Measured:
+def _measure(listener: Listener, nodes: Numbered, seconds: int) -> Measured:
     before, kept_before = memory(listener), kept(listener.store)
     with connected(listener.endpoint, nodes) as processes:
         first = [process.recv() for process in processes]
@@ -200,17 +204,16 @@ def _measure(listener: Listener, nodes: int, seconds: int) -> Measured:
 
 
 @contextmanager
-def connected(endpoint: str, nodes: int) -> Iterator[list[Pipe]]:
+def connected(endpoint: str, nodes: Numbered) -> Iterator[list[Pipe]]:
     """Pipes to the processes of the nodes."""
     spawn = multiprocessing.get_context("spawn")  # the threads of a parent do not survive a fork
-    count = -(-nodes // NODES_A_PROCESS)
+    count = -(-len(nodes) // NODES_A_PROCESS)
     with ExitStack() as stack:
         pipes = []
         for first in range(count):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(
-                target=live, args=(theirs, endpoint, range(first, nodes, count), nodes), daemon=True
-            )
+            own = {number: keys for number, keys in nodes.items() if number % count == first}
+            process = spawn.Process(target=live, args=(theirs, endpoint, own, len(nodes)), daemon=True)
             process.start()
             theirs.close()
             stack.callback(process.join)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -29,7 +29,7 @@ sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 from figures import machine  # noqa: E402 - from the folders just added
 
 from cf_messaging.wire import encode_event, event_id  # noqa: E402
-from listener import Listener, event  # noqa: E402
+from listener import Keys, Listener, event  # noqa: E402
 from postgres import Server  # noqa: E402
 
 FLOOR = ROOT / "bench/floors/intake_floor.py"
@@ -152,8 +152,10 @@ def rows_of(store: Path) -> int:
 class Producer:
     """A node that says events of one stream. It does the least for each: the listener needs the cores."""
 
-    def __init__(self, context: zmq.Context[Socket], endpoint: str, number: int) -> None:
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, number: int, keys: Keys | None) -> None:
         self.socket = context.socket(zmq.DEALER)
+        if keys:
+            keys.secure(self.socket)
         self.socket.connect(endpoint)
         self._before, self._after = around_the_sequence(number)
         self._said = 0
@@ -193,10 +195,11 @@ def around_the_sequence(number: int) -> tuple[bytes, bytes]:
 
 
 class Producers:
-    """Each keeps as many events in flight as it may."""
+    """Each keeps as many events in flight as it may. keys: of each, if the listener wants any."""
 
-    def __init__(self, context: zmq.Context[Socket], endpoint: str, load: Load) -> None:
-        made = [Producer(context, endpoint, number) for number in range(load.producers)]
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, load: Load, keys: Sequence[Keys] = ()) -> None:
+        known: Sequence[Keys | None] = keys or [None] * load.producers
+        made = [Producer(context, endpoint, number, known[number]) for number in range(load.producers)]
         self._of = {producer.socket: producer for producer in made}
         self._poller = zmq.Poller()
         for producer in made:
@@ -228,10 +231,10 @@ class Producers:
         return [self._of[socket] for socket, _ in ready]
 
 
-def produce(endpoint: str, load: Load, seconds: float) -> Produced:
+def produce(endpoint: str, load: Load, seconds: float, keys: Sequence[Keys] = ()) -> Produced:
     context: zmq.Context[Socket] = zmq.Context()
     try:
-        producers = Producers(context, endpoint, load)
+        producers = Producers(context, endpoint, load, keys)
         before, began = producers.produce(WARM_UP_S), time.monotonic()
         counted = producers.produce(seconds)
         took = time.monotonic() - began

@@ -29,7 +29,7 @@ LISTENER, STRANGERS = f"listener{SUFFIX}", "strangers.json"
 MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
-_SETTLED_NS = 1_000_000_000
+SETTLED_NS = 100_000_000
 
 
 class Held(NamedTuple):
@@ -69,7 +69,7 @@ class Folder:
             found = sorted((entry.name, *_version(entry)) for entry in entries if entry.name.endswith(SUFFIX))
         self._files = {each: self._files[each] if each in self._files else self._read(each[0]) for each in found}
         self.held = {held.key: held for held in self._files.values() if held}
-        self._state = state if time.time_ns() - status.st_mtime_ns > _SETTLED_NS else None
+        self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
         return True
 
     def _read(self, name: str) -> Held | None:

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils import z85
 
+from cf_messaged.keyring import SETTLED_NS, write
+from cf_messaging.keys import certificate, public_key
 from cf_messaging.wire import Answer, Event, decode_answer, encode_event, event_id
 from peers import Socket, scaled
 
@@ -123,6 +126,16 @@ class Keys(NamedTuple):
 def new_keys(server: str) -> Keys:
     public, secret = (z85.decode(key).hex() for key in zmq.curve_keypair())
     return Keys(public, secret, server)
+
+
+def accepted(directory: Path, names: Sequence[str]) -> list[Keys]:
+    """Of each name, keys that the listener of this directory lets in."""
+    server = public_key(str(directory / "listener.key")).hex()
+    made = [new_keys(server) for _ in names]
+    for name, keys in zip(names, made):
+        write(directory / f"accepted/{name}.key", certificate(bytes.fromhex(keys.public)))
+    time.sleep(2 * SETTLED_NS / 1e9)  # until then it looks for more of them
+    return made
 
 
 class Node:

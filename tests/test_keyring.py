@@ -13,7 +13,7 @@ import zmq
 from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make, read_strangers, write
 from cf_messaging.keys import certificate
 from cf_messaging.wire import ANSWERED, REFUSED, STORED, encode_event
-from listener import OTHER_STREAM, Keys, Listener, Node, Teller, cf_messaged, event, new_keys
+from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys
 from peers import Socket, scaled
 from test_cfengine import wait_for
 from test_service import Start, select, start  # noqa: F401 - a fixture
@@ -33,8 +33,7 @@ class Hub(NamedTuple):
 
     def new_node(self, name: str) -> Keys:
         """Keys that are let in: a file of them is all that it takes."""
-        keys = new_keys(self.server)
-        write(self.directory / f"accepted/{name}.key", certificate(bytes.fromhex(keys.public)))
+        [keys] = accepted(self.directory, [name])
         return keys
 
     def knocks(self) -> list[dict[str, object]]:
@@ -75,8 +74,8 @@ def test_a_key_is_let_in_by_hand(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert (row["key"], row["address"], row["node"]) == (keys.public, "127.0.0.1", "")
     assert hub.listener.wait_for(keys.public)
     assert is_silent(node.socket)
-    accepted = hub.operate("accept", keys.public[:8], "web1")
-    assert accepted.stdout == f"accepted {keys.public} as web1\n"
+    told = hub.operate("accept", keys.public[:8], "web1")
+    assert told.stdout == f"accepted {keys.public} as web1\n"
     again = Node(plain, hub.listener.endpoint, keys)  # libzmq tries no more where it was refused
     assert again.say(event()).status == STORED
     assert said == 0 and [row["state"] for row in listed(str(hub.directory))] == ["accepted"]
@@ -161,8 +160,8 @@ def test_a_key_is_replaced_without_a_gap(hub: Hub, plain: zmq.Context[Socket]) -
     old, new = hub.new_node("web1"), new_keys(hub.server)
     before = Node(plain, hub.listener.endpoint, old)
     assert before.say(event(1)).status == STORED
-    accepted = hub.operate("accept", new.public, "web1")
-    assert f"`cf-messaged keys revoke {old.public}` once it uses this one" in accepted.stdout
+    told = hub.operate("accept", new.public, "web1")
+    assert f"`cf-messaged keys revoke {old.public}` once it uses this one" in told.stdout
     after = Node(plain, hub.listener.endpoint, new)
     assert [before.say(event(2)).status, after.say(event(3)).status] == [STORED, STORED]
     assert hub.operate("revoke", old.public).returncode == 0

@@ -9,11 +9,9 @@ import pytest
 import zmq
 
 from cf_messaged.config import BadConfig, Config
-from cf_messaged.keyring import write
 from cf_messaged.rights import Rights, read
-from cf_messaging.keys import certificate, public_key
 from cf_messaging.wire import ANSWERED, KINDS, REFUSED, STORED
-from listener import Listener, Node, event, new_keys
+from listener import Listener, Node, accepted, event
 from peers import Socket
 from test_service import Start, select, start  # noqa: F401 - a fixture
 
@@ -94,9 +92,7 @@ def listener(start: Start, tmp_path: Path) -> Listener:  # noqa: F811
 
 def known(context: zmq.Context[Socket], listener: Listener, name: str) -> Node:
     """A node whose key is accepted."""
-    keys_dir = listener.store.parent / "keys"
-    keys = new_keys(public_key(str(keys_dir / "listener.key")).hex())
-    write(keys_dir / f"accepted/{name}.key", certificate(bytes.fromhex(keys.public)))
+    [keys] = accepted(listener.store.parent / "keys", [name])
     return Node(context, listener.endpoint, keys)
 
 
