@@ -100,7 +100,7 @@ class Keyring:
         with self._turn:
             try:
                 changed = [folder.read() for folder in self._folders]
-                if any(changed):
+                if any(changed) or self._complaint:  # folders that were away are there again, as they were
                     self._names = self._let_in()
                 self._complaint = ""
             except OSError as error:
