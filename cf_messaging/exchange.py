@@ -12,7 +12,6 @@ import zmq
 from .addresses import resolve
 from .conversations import Exchanged, hold
 from .files import check_descriptors
-from .keys import BadKey, directory_keys, own_pair, public_key
 from .link import Link, Security
 from .outcomes import Failure, Reason, worst
 from .patterns import ASK
@@ -149,7 +148,9 @@ class Exchange:
         return talk.pattern.socket, address, talk.bind, talk.topic if talk.pattern.socket == "SUB" else b"", talk.curve
 
     def _security(self, curve: Curve) -> Security:
-        """Keys are read when they are needed: this loads a file, and may make one."""
+        """Keys are read when they are needed, which may make this node's own. Raises Failure."""
+        from .keys import BadKey, own_pair, public_key  # a run without keys does not pay for it
+
         try:
             if curve.key_file not in self._pairs:
                 self._pairs[curve.key_file] = own_pair(curve.key_file, zmq.curve_keypair)
@@ -162,9 +163,10 @@ class Exchange:
             raise Failure(Reason.LOCAL, str(error)) from None
 
     def _domain(self, accept: str | tuple[bytes, ...]) -> bytes:
-        if self._door is None:
-            from .zap import Door
+        from .keys import directory_keys
+        from .zap import Door
 
+        if self._door is None:
             self._door = Door(self._context)
         return self._door.domain(directory_keys(accept) if isinstance(accept, str) else accept)
 

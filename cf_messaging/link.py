@@ -47,6 +47,7 @@ _NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is 
 CLOSED = f"the peer closed it, or sent more than MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes"
 _OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
 _NO_CURVE = "uses another security mechanism than this node: it does not want CURVE"
+_CURVE_BYTES = 33  # by which each frame is longer
 _SILENT_ENOUGH = 2  # one may be a peer that was just ending
 _ZAP_ENFORCE_DOMAIN = 93  # pyzmq has no name for it in all its versions
 
@@ -318,6 +319,7 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
 
 
 def _secure(socket: zmq.Socket[bytes], security: Security) -> None:
+    socket.maxmsgsize = MAX_PAYLOAD_BYTES + _CURVE_BYTES
     socket.curve_publickey = security.pair.public
     socket.curve_secretkey = security.pair.secret
     if security.server_key:

@@ -10,8 +10,10 @@ from time import monotonic
 
 import pytest
 import zmq
+from zmq.utils import z85
 
-from cf_messaging.link import READ, Link
+from cf_messaging.keys import Pair
+from cf_messaging.link import READ, Link, Security
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
@@ -360,4 +362,25 @@ def test_subscriptions_are_known_by_subscriber(context: Context, plain: Context,
     take(link, {b"a"}, {b"a"})
     second.close(0)
     take(link, {b"a"})
+    link.close()
+
+
+# ---- with keys
+
+
+def test_the_largest_payload_fits_with_keys(context: Context, plain: Context) -> None:
+    """CURVE makes each frame longer: what may be said without keys may be said with them too."""
+    public, secret = (z85.decode(key) for key in zmq.curve_keypair())
+    peer = plain.socket(zmq.REP)
+    peer.rcvtimeo = peer.sndtimeo = int(scaled(30) * 1000)
+    peer.curve_server, peer.curve_secretkey = True, secret
+    endpoint = f"tcp://127.0.0.1:{peer.bind_to_random_port('tcp://127.0.0.1')}"
+    payload = b"x" * MAX_PAYLOAD_BYTES
+    talk = Conversation(PATTERNS["request"], (endpoint,), False, [payload], b"", 1, 0, 1)
+    security = Security(Pair(*(z85.decode(key) for key in zmq.curve_keypair())), public, b"")
+    link = Link(context, talk, endpoint, endpoint, in_time(), security)
+    link.await_peer(in_time(), patient=True)
+    assert link.send([payload], in_time())
+    peer.send(peer.recv())
+    assert link.receive(in_time()) == [payload]
     link.close()
