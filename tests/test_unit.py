@@ -75,11 +75,16 @@ def test_the_document_says_the_same() -> None:
 
 
 def test_the_settings_of_the_document() -> None:
-    """It shows every setting but one with its default; of the operator's views, where they may be."""
+    """It shows every setting with its default, but one; of keys and of the operator's views, where they may be; rights
+    are shown by rules that hold.
+    """
     [block] = re.findall(r"```\n(store = .*?)```", OPERATE, re.DOTALL)
     defaults = asdict(Config())
-    del defaults["insecure"]
-    assert tomllib.loads(block) == {**defaults, "views_dir": "/etc/cf-messaged/views"}
+    del defaults["insecure"], defaults["rights"]
+    places = {"keys_dir": "/var/lib/cf-messaged/keys", "views_dir": "/etc/cf-messaged/views"}
+    assert tomllib.loads(block) == {**defaults, **places}
+    [rules] = re.findall(r"```\n(\[\[rights\]\].*?)```", OPERATE, re.DOTALL)
+    assert len(Config(**tomllib.loads(rules)).rights) == 2
 
 
 def test_what_it_starts(
