@@ -31,7 +31,6 @@ from cf_messaging.wire import STORED, Answer  # noqa: E402
 from listener import Listener, Node, event  # noqa: E402
 
 PRODUCERS = 20
-A_SECOND = 500  # of all together
 # Days: what all rows of the store are older than, while it has something to remove; and what it keeps.
 AGE, KEPT = 46, 40
 TABLES = "history", "changes", "seen"
@@ -49,46 +48,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=15, help="without anything to remove, then with")
     parser.add_argument("--pairs", type=int, default=3, help="how often the two take turns")
+    parser.add_argument("--a-second", type=int, default=500, help="events that are said, of all producers together")
     parser.add_argument("--events", type=int, default=500_000, help="in the store before")
     settings = parser.parse_args()
-    tell_machine(settings.events)
-    pairs = [measure_pair(settings.events, settings.seconds) for _ in range(settings.pairs)]
+    tell_machine(settings)
+    pairs = [measure_pair(settings) for _ in range(settings.pairs)]
     ratio = median(p99(busy.took) / p99(idle.took) for idle, busy in pairs)
     print(f"p99 while old rows are removed: {ratio:.1f} times idle (median); allowed {TIMES}")
     if ratio > TIMES or not all(busy.left for _, busy in pairs):
         sys.exit("What was removed held up the events for longer than is allowed, or was removed before the end.")
 
 
-def measure_pair(events: int, seconds: float) -> tuple[Measured, Measured]:
+def measure_pair(settings: argparse.Namespace) -> tuple[Measured, Measured]:
     """Without anything to remove, and with; prints both."""
-    idle, busy = (measure(age, events, seconds) for age in (0, AGE))
+    idle, busy = (measure(age, settings) for age in (0, AGE))
     for name, found in (("idle", idle), ("while old rows are removed", busy)):
         took = f"{len(found.took):,} | {ms(median(found.took))} | {ms(p99(found.took))}"
         print(f"| {name} | {took} | {found.swept:,} | {found.left:,} |", flush=True)
     return idle, busy
 
 
-def measure(age: int, events: int, seconds: float) -> Measured:
+def measure(age: int, settings: argparse.Namespace) -> Measured:
     """age: days of the youngest event that is in the store before."""
     began_us = time.time_ns() // 1000
     with tempfile.TemporaryDirectory(prefix="messages-bench-") as folder:
         path, config = Path(folder) / "store.db", Path(folder) / "settings.toml"
-        big_store.fill(path, events, began_us - age * DAY_US)
+        big_store.fill(path, settings.events, began_us - age * DAY_US)
         config.write_text("".join(f"keep_{kind}_days = {KEPT}\n" for kind in ("state", "dynamic", "changes")))
         listener = Listener(path.parent, "--config", str(config))
         try:
-            return _measure(listener, began_us, seconds)
+            return _measure(listener, began_us, settings)
         finally:
             listener.end()
 
 
-def _measure(listener: Listener, began_us: int, seconds: float) -> Measured:
+def _measure(listener: Listener, began_us: int, settings: argparse.Namespace) -> Measured:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        producers = Producers([Node(context, listener.endpoint) for _ in range(PRODUCERS)])
+        producers = Producers([Node(context, listener.endpoint) for _ in range(PRODUCERS)], settings.a_second)
         producers.produce(WARM_UP_S)
         before = old_rows(listener.store, began_us)
-        took = producers.produce(seconds)
+        took = producers.produce(settings.seconds)
         left = old_rows(listener.store, began_us)
         return Measured(took, before - left, left)
     finally:
@@ -105,8 +105,8 @@ def old_rows(store: Path, before_us: int) -> int:
 class Producers:
     """They say events evenly, in turn, whether those before were acknowledged or not."""
 
-    def __init__(self, nodes: list[Node]) -> None:
-        self._nodes = nodes
+    def __init__(self, nodes: list[Node], a_second: int) -> None:
+        self._nodes, self._a_second = nodes, a_second
         self._said = 0
         self._due: dict[tuple[Node, int], float] = {}  # of what is not acknowledged yet
         self._took: list[float] = []
@@ -118,7 +118,7 @@ class Producers:
         while due < end:
             self._receive(due)
             self._say(due)
-            due += 1 / A_SECOND
+            due += 1 / self._a_second
         while self._due:
             self._receive(time.monotonic() + 0.001)
         return self._took
@@ -146,8 +146,8 @@ class Producers:
             sys.exit(f"an event was answered '{answer.status}': {answer.reason}")
 
 
-def tell_machine(events: int) -> None:
-    print(f"{machine()}; {events:,} events in the store before; {PRODUCERS} producers, {A_SECOND} events/s")
+def tell_machine(settings: argparse.Namespace) -> None:
+    print(f"{machine()}; {settings.events:,} events in the store before; {PRODUCERS} producers, {settings.a_second}/s")
     print("| acknowledged, ms | events | median | p99 | rows removed | left |")
     print("|---|---|---|---|---|---|", flush=True)
 
