@@ -18,11 +18,14 @@ _ADDRESS = "inproc://zeromq.zap.01"
 
 
 class Handler:
-    """Made before any socket is bound; lives as long as its context."""
+    """Made before any socket is bound; lives until its context is terminated, and is not closed by `destroy`: a socket
+    belongs to its thread.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring, strangers: Strangers) -> None:
         self._keyring, self._strangers = keyring, strangers
-        self._asked = context.socket(zmq.REP)
+        shared: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
+        self._asked = shared.socket(zmq.REP)
         self._asked.linger = 0
         self._asked.bind(_ADDRESS)
         self._thread = Thread(target=self._serve, name="zap", daemon=True)

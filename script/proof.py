@@ -214,11 +214,17 @@ def _by(python: str, pyzmq: str, venv: Path, everything: bool) -> list[Tally]:
 
 # ---- fuzz
 
-FUZZED = {"agent inputs": 100_000, "frame sequences": 100_000, "events and answers": 280_000}  # and under python -O
+FUZZED = {  # and under python -O
+    "agent inputs": 100_000,
+    "frame sequences": 100_000,
+    "events and answers": 280_000,
+    "ZAP requests": 250_000,
+}
 FUZZ_EXAMPLES = {  # of each test, to come to that
     "tests/test_fuzz_agent.py": 5_200,
     "tests/test_fuzz_peers.py": 4_500,
     "tests/test_fuzz_events.py": 4_000,
+    "tests/test_keyring.py": 250_000,
 }
 COUNTED = re.compile(rf"^({'|'.join(FUZZED)}): ([0-9,]+)", re.MULTILINE)
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 from peers import scaled
 
-AGENT_INPUTS, FRAME_SEQUENCES = "agent inputs", "frame sequences"
+AGENT_INPUTS, FRAME_SEQUENCES, ZAP_REQUESTS = "agent inputs", "frame sequences", "ZAP requests"
 
 terminal = 2  # the descriptor where the watch complains: conftest.py sets one that pytest does not capture
 _LONGEST_S = 120  # of one example, before the session is ended with the traceback of every thread

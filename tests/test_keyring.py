@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
+import fuzz
 from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make, read_strangers, write
-from cf_messaging.keys import certificate
+from cf_messaged.zap import Handler
+from cf_messaging.keys import answered, certificate
 from cf_messaging.wire import ANSWERED, REFUSED, STORED, encode_event
 from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys
 from peers import Socket, scaled
@@ -218,6 +223,13 @@ def test_the_listeners_key_is_kept_for_itself(start: Start, tmp_path: Path) -> N
     assert secret not in refused.stderr and not any(secret in line for line in first.heard)
 
 
+def test_it_ends_without_a_word(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """The thread that answers who may come in ends with its listener."""
+    assert Node(plain, hub.listener.endpoint, hub.new_node("web1")).say(event()).status == STORED
+    assert hub.listener.end() == 0
+    assert [line for line in hub.listener.heard if "bug" in line or "Traceback" in line] == []
+
+
 def test_beyond_this_machine_keys_are_enough(tmp_path: Path) -> None:
     """Without keys_dir any other address than loopback is refused; with it, it is not."""
     settings = tmp_path / "settings.toml"
@@ -308,3 +320,44 @@ def test_strangers_are_bounded(tmp_path: Path) -> None:
     for text in ("", "{}", "[1]", '[{"key": "00"}]', "[" * 100_000, '[{"key": "' + 64 * "0" + '"}]'):
         (tmp_path / "strangers.json").write_text(text)
         assert read_strangers(str(tmp_path)) == []
+
+
+ACCEPTED_KEY, REVOKED_KEY, REJECTED_KEY = (bytes([number]) * 32 for number in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handler]:
+    """With one key of each kind."""
+    directory = tmp_path_factory.mktemp("keys")
+    make(str(directory))
+    for folder, key in (("accepted", ACCEPTED_KEY), ("revoked", REVOKED_KEY), ("rejected", REJECTED_KEY)):
+        write(directory / folder / "web1.key", certificate(key))
+    context: zmq.Context[Socket] = zmq.Context()
+    yield Handler(context, Keyring(str(directory)), Strangers(str(directory)))
+    context.destroy(linger=0)
+
+
+def request(domain: bytes, mechanism: bytes, *credentials: bytes) -> list[bytes]:
+    return [b"1.0", b"7", domain, b"192.0.2.1", b"", mechanism, *credentials]
+
+
+known_keys = st.sampled_from([ACCEPTED_KEY, REVOKED_KEY, REJECTED_KEY, bytes(32)])
+keys_of_all_kinds = known_keys | st.binary(min_size=32, max_size=32) | st.binary(max_size=40)
+domains = st.sampled_from([b"cf-messaged", b"messages", b""]) | st.binary(max_size=12)
+mechanisms = st.sampled_from([b"CURVE", b"NULL", b"PLAIN", b""]) | st.binary(max_size=6)
+requests = st.builds(request, domains, mechanisms, keys_of_all_kinds) | st.builds(request, domains, mechanisms)
+frames_of_requests = st.sampled_from([b"1.0", b"CURVE", b"cf-messaged", ACCEPTED_KEY])
+anything = st.lists(st.binary(max_size=40) | frames_of_requests, max_size=9)
+sound = st.builds(request, st.just(b"cf-messaged"), st.just(b"CURVE"), known_keys)
+
+
+@pytest.mark.fuzz
+@given(st.one_of(sound, requests, anything))
+def test_any_request_is_answered(handler: Handler, frames: list[bytes]) -> None:
+    """Let in is who has an accepted key and asks for this listener, and nobody else; what is no request is told so."""
+    fuzz.watch()
+    version, _, status, _, user, _ = answered(frames, handler.admit)
+    is_let_in = frames[:1] + frames[2:3] + frames[5:] == [b"1.0", b"cf-messaged", b"CURVE", ACCEPTED_KEY]
+    assert (status == b"200") == is_let_in and version == b"1.0"
+    assert user == (ACCEPTED_KEY.hex().encode() if is_let_in else b"")
+    fuzz.count(fuzz.ZAP_REQUESTS, f"answered {status.decode()}")
