@@ -66,7 +66,7 @@ class Folder:
         if state == self._state:
             return False
         with os.scandir(self.path) as entries:
-            found = sorted((entry.name, *_version(entry)) for entry in entries if entry.name.endswith(SUFFIX))
+            found = sorted(version for version in map(_version, entries) if version)
         self._files = {each: self._files[each] if each in self._files else self._read(each[0]) for each in found}
         self.held = {held.key: held for held in self._files.values() if held}
         self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
@@ -81,9 +81,15 @@ class Folder:
             return None
 
 
-def _version(entry: os.DirEntry[str]) -> tuple[int, int]:
-    status = entry.stat()
-    return status.st_ino, status.st_mtime_ns
+def _version(entry: os.DirEntry[str]) -> tuple[str, int, int] | None:
+    """None: it is no certificate, or is gone again."""
+    if not entry.name.endswith(SUFFIX):
+        return None
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return None
+    return entry.name, status.st_ino, status.st_mtime_ns
 
 
 class Keyring:

@@ -308,6 +308,14 @@ def test_changes_of_the_same_moment_are_seen(tmp_path: Path) -> None:
     assert bytes(32) not in keyring.names() and len(keyring.names()) == 49
 
 
+def test_what_is_gone_keeps_nobody_out(tmp_path: Path) -> None:
+    """A file that is removed while the folder is read is as if it had not been there; a link to nowhere too."""
+    make(str(tmp_path))
+    write(tmp_path / "accepted/web1.key", certificate(bytes([1]) * 32))
+    (tmp_path / "accepted/web2.key").symlink_to("nowhere")
+    assert Keyring(str(tmp_path)).names() == {bytes([1]) * 32: "web1"}
+
+
 def test_strangers_are_bounded(tmp_path: Path) -> None:
     """Whoever makes up keys is noted a thousand times; a damaged file is begun anew."""
     strangers = Strangers(str(tmp_path))
