@@ -252,7 +252,7 @@ def test_each_failure_has_its_own_words(agent: Agent, peer: Start, deaf_endpoint
         "deaf": promise("request", deaf_endpoint),
         "silent": promise("request", peer("silent-router").endpoint),
         "foreign": promise("request", peer("tcp-silent").endpoint),
-        "curve": promise("request", peer("curve-rep").endpoint, "", 10),
+        "curve": promise("request", peer("tcp-curve").endpoint),
         "kind": promise("request", peer("pub").endpoint),
         "mismatch": promise("request", peer("rep", "--answer", "a").endpoint, 'expect => "b"'),
         "frames": promise("request", peer("rep", "--answer", "a", "--answer", "b", "--multipart").endpoint),
