@@ -42,7 +42,10 @@ _RECONNECT_MAX_MS = 1_000
 _AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
 _FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
-_NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
+_NOT_A_PEER = (
+    "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket, with the same security"
+    " mechanism (CURVE or none)?"
+)
 # libzmq cuts a peer off whose message is too large, and does not say so.
 CLOSED = f"the peer closed it, or sent more than MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes"
 _OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
