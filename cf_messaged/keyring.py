@@ -19,11 +19,11 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from cf_messaged.times import rfc3339
-from cf_messaging.keys import SUFFIX, BadKey, from_hex, public_key
+from cf_messaging.keys import SUFFIX, BadKey, from_hex, give_to_owner, public_key, write_private
 
 log = logging.getLogger(__name__)
 
-ACCEPTED, REVOKED, REJECTED = "accepted", "revoked", "rejected"
+FOLDERS = ACCEPTED, REVOKED, REJECTED = "accepted", "revoked", "rejected"
 LISTENER, STRANGERS = f"listener{SUFFIX}", "strangers.json"
 # That are noted; anybody can make up millions. The one that knocked longest ago is forgotten.
 MAX_STRANGERS = 1000
@@ -96,7 +96,7 @@ class Keyring:
     """For the threads of the listener; `names` may be asked at any time, by any of them."""
 
     def __init__(self, directory: str) -> None:
-        self._folders = [Folder(Path(directory) / name) for name in (ACCEPTED, REVOKED, REJECTED)]
+        self._folders = [Folder(Path(directory) / name) for name in FOLDERS]
         self._names: Mapping[bytes, str] = {}
         self._complaint = ""
         self._turn = Lock()
@@ -173,31 +173,17 @@ def read_strangers(directory: str) -> list[Stranger]:
 
 def make(directory: str) -> None:
     """What is not there yet."""
-    for name in ("", ACCEPTED, REVOKED, REJECTED):
+    for name in ("", *FOLDERS):
         path = Path(directory) / name
         if not path.is_dir():
             path.mkdir(mode=0o700, parents=True)
-            as_its_folder(path)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            give_to_owner(str(path.parent), descriptor)
+            os.close(descriptor)
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    as_its_folder(temporary)
-    os.replace(temporary, path)
-
-
-def as_its_folder(path: Path) -> None:
-    """What root makes, the listener's user must be able to read."""
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+    os.replace(write_private(str(path), text), path)
 
 
 def held(directory: str, state: str) -> list[Held]:
@@ -208,23 +194,21 @@ def held(directory: str, state: str) -> list[Held]:
 
 
 def listed(directory: str) -> list[dict[str, Any]]:
-    """Rows for people: who is let in, who was, and who knocked. Raises OSError."""
-    rows = [
-        {"key": each.key.hex(), "state": state, "node": each.node}
-        for state in (ACCEPTED, REVOKED, REJECTED)
-        for each in held(directory, state)
+    """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
+    known = {each.key: (state, each.node) for state in FOLDERS for each in held(directory, state)}
+    strangers = {stranger.key: stranger for stranger in read_strangers(directory) if stranger.key not in known}
+    return [_row(key, state, node) for key, (state, node) in known.items()] + [
+        _row(key, "unknown", "", stranger) for key, stranger in strangers.items()
     ]
-    known = {row["key"] for row in rows}
-    return rows + [
-        {
-            "key": stranger.key.hex(),
-            "state": "unknown",
-            "node": "",
-            "address": stranger.address,
-            "first": f"{rfc3339(stranger.first)[:19]}Z",
-            "last": f"{rfc3339(stranger.last)[:19]}Z",
-            "times": stranger.times,
-        }
-        for stranger in read_strangers(directory)
-        if stranger.key.hex() not in known
-    ]
+
+
+def _row(key: bytes, state: str, node: str, knocked: Stranger | None = None) -> dict[str, Any]:
+    return {
+        "key": key.hex(),
+        "state": state,
+        "node": node,
+        "address": knocked.address if knocked else "",
+        "first": f"{rfc3339(knocked.first)[:19]}Z" if knocked else "",
+        "last": f"{rfc3339(knocked.last)[:19]}Z" if knocked else "",
+        "times": knocked.times if knocked else "",
+    }

@@ -12,7 +12,7 @@ import click
 from cf_messaged import keyring
 from cf_messaged.keyring import ACCEPTED, LISTENER, REJECTED, REVOKED, Held
 from cf_messaged.shown import Shown, one_line, terminal_width
-from cf_messaging.keys import SUFFIX, BadKey, certificate, from_hex, own_pair, public_key
+from cf_messaging.keys import SUFFIX, BadKey, certificate, from_hex, make_pair, public_key
 from cf_messaging.wire import check_node
 
 _SHORTEST = 8  # digits that tell a key
@@ -167,8 +167,8 @@ def _own(directory: str) -> bytes:
         if not os.path.lexists(path):
             import zmq
 
-            own_pair(path, zmq.curve_keypair)
-            keyring.as_its_folder(Path(path))
+            with _in_words():
+                make_pair(path, zmq.curve_keypair)
         return public_key(path)
     except BadKey as error:
         raise KeysRefused(str(error)) from None

@@ -109,7 +109,9 @@ def own_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> Pair:
     """From the owner's file, which is made if there is none. new: as zmq.curve_keypair(). Raises BadKey."""
     try:
         if not os.path.lexists(path):
-            _make(path, new)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            _check_directory(os.path.dirname(path))
+            make_pair(path, new)
         return _own(path)
     except OSError as error:
         raise BadKey(f"key_file {path} cannot be read or made: {error.strerror}") from None
@@ -124,26 +126,44 @@ def _own(path: str) -> Pair:
     return Pair(_found("public", text, path), _found("secret", text, path))
 
 
-def _make(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
-    """At once whole and for the owner alone. Of two who make it together, the first has made it."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    _check_directory(os.path.dirname(path))
+def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
+    """Of two who make it together, the first has made it. Raises OSError."""
     public, secret = (key.decode() for key in new())
-    temporary = f"{path}.{os.getpid()}.new"
-    if os.path.lexists(temporary):  # of a run that was killed and had our process id
-        os.unlink(temporary)
     text = certificate(_from_z85(public), "The CURVE key of this machine: nobody else may have it")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    temporary = write_private(path, f'{text}    secret-key = "{secret}"\n')
     try:
-        with open(descriptor, "w") as file:
-            file.write(f'{text}    secret-key = "{secret}"\n')
-            file.flush()
-            os.fsync(descriptor)
         os.link(temporary, path)
     except FileExistsError:
         pass
     finally:
         os.unlink(temporary)
+
+
+def write_private(path: str, text: str) -> str:
+    """Returns the name of a new file with this text, on disk, that is to take the place of this one, whole or not at all.
+    It is for the owner of the folder alone, also where root makes it. Raises OSError.
+    """
+    temporary = f"{path}.{os.getpid()}.new"
+    if os.path.lexists(temporary):  # of a process that was killed and had our id
+        os.unlink(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            give_to_owner(os.path.dirname(path), descriptor)
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def give_to_owner(folder: str, descriptor: int) -> None:
+    """What root makes in a folder, its owner must be able to read."""
+    if os.geteuid() == 0:
+        owner = os.stat(folder)
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _at_once(path: str, flags: int) -> int:

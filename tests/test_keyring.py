@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,33 @@ def test_a_key_is_let_in_by_hand(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert said == 0 and [row["state"] for row in listed(str(hub.directory))] == ["accepted"]
 
 
+def test_who_knocks_is_listed_beside_who_is_accepted(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """With address and time, whatever comes before in the list."""
+    hub.new_node("web1")
+    keys = new_keys(hub.server)
+    stranger = Node(plain, hub.listener.endpoint, keys)
+    stranger.send(event())
+    wait_for(lambda: bool(hub.knocks()))
+    head, accepted_one, knocked = (line.split() for line in hub.operate("list").stdout.splitlines())
+    assert head == ["key", "state", "node", "address", "first", "last", "times"]
+    assert accepted_one[1:] == ["accepted", "web1"]
+    assert knocked[:3] == [keys.public, "unknown", "127.0.0.1"] and len(knocked) == 6
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+def test_what_root_makes_is_the_listeners(tmp_path: Path) -> None:
+    """Before the listener was ever started: its key, its folders and what is accepted belong to its user."""
+    tmp_path.chmod(0o711)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, 65534, 65534)
+    for arguments in (("show",), ("accept", 64 * "a", "web1")):
+        ended = cf_messaged("keys", "--keys-dir", str(home / "keys"), *arguments)
+        assert ended.returncode == 0, ended.stderr
+    made = [home / "keys", *(home / "keys").rglob("*")]
+    assert len(made) == 6 and {path.stat().st_uid for path in made} == {65534}
+
+
 def test_a_name_is_that_of_the_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     """On the request socket a foreign name is refused, in an event and in a question; it has no effect."""
     node = Node(plain, hub.listener.endpoint, hub.new_node("web1"))
@@ -105,7 +133,7 @@ def test_where_nobody_is_answered_too(hub: Hub, plain: zmq.Context[Socket], role
     stranger.connect(hub.listener.endpoints[role])
     teller = Teller(plain, hub.listener, role, hub.new_node("web1"))
     teller.tell(event(1, node="web2"), event(2))
-    if stranger.poll(0, zmq.POLLOUT):
+    with suppress(zmq.Again):  # there is nobody to whom libzmq would keep it
         stranger.send(encode_event(event(3)), zmq.DONTWAIT)
     assert hub.listener.wait_for("by its key it is web1, not web2")
     wait_for(lambda: select(hub.listener, "SELECT sequence FROM history") == [(2,)])
