@@ -96,6 +96,7 @@ class Keyring:
     """For the threads of the listener; `names` may be asked at any time, by any of them."""
 
     def __init__(self, directory: str) -> None:
+        self.directory = directory
         self._folders = [Folder(Path(directory) / name) for name in FOLDERS]
         self._names: Mapping[bytes, str] = {}
         self._complaint = ""

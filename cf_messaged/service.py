@@ -8,8 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,25 +18,14 @@ from cf_messaged import intake, rights
 from cf_messaged.codec import encode_answer, encode_event
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.guard import Guard
 from cf_messaged.intake import Verdict
 from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
 from cf_messaged.rights import Rights
-from cf_messaged.sockets import (
-    REQUEST,
-    SUBSCRIBE,
-    Frames,
-    Role,
-    Socket,
-    Sockets,
-    descriptor_of,
-    hang_up,
-    key_of,
-    receive,
-    send,
-)
+from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
@@ -94,11 +82,10 @@ class Service:
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
-        self._keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        self._guard = Guard(keyring) if keyring else None
         self._rights = Rights(rights.read(config.rights))
-        self._names: Mapping[bytes, str] = {}  # of the keys that are let in
-        self._subscribers: dict[int, zmq.Frame] = {}  # by descriptor: what they said last
-        self._sockets = Sockets(config, self._keyring)
+        self._sockets = Sockets(config, keyring)
         self.endpoints = self._sockets.endpoints
         if config.metrics_address:
             self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
@@ -153,7 +140,8 @@ class Service:
             self._wake.recv(4096)
         if self._reloading:
             self._reload()
-        self._check_keys()
+        if self._guard:
+            self._guard.check()
         self._hear_subscribers(ready)
         self._resend()
         taken = self._take(ready)
@@ -186,19 +174,6 @@ class Service:
             self._poller.register(file, zmq.POLLIN)
         self._polled = files
 
-    # ---- keys
-
-    def _check_keys(self) -> None:
-        """Nothing is published any more to who is let in no more."""
-        names = self._keyring.names() if self._keyring else self._names
-        if names is self._names:
-            return
-        self._names = names
-        for descriptor, said in list(self._subscribers.items()):
-            if key_of(said) not in names:
-                del self._subscribers[descriptor]
-                hang_up(said)
-
     # ---- events
 
     def _take(self, ready: dict[object, int]) -> list[Taken]:
@@ -217,7 +192,7 @@ class Service:
             if isinstance(said, Answer):
                 self._refuse(envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
-                only = said.node if self._keyring and not self._rights.may_ask(said.node, said.name) else None
+                only = said.node if self._guard and not self._rights.may_ask(said.node, said.name) else None
                 question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
                 self._answer(self._views.ask(envelope, question))
             else:
@@ -228,15 +203,12 @@ class Service:
     def _understood(self, messages: Sequence[Taken]) -> Iterator[intake.Delivery]:
         """With keys, nothing of one that is let in no more."""
         for message in messages:
-            if self._keyring is None:
+            if self._guard is None:
                 yield self._read(message)
-                continue
-            name = self._names.get(key_of(message.last))
-            if name is not None:
-                yield intake.permitted(self._read(message), name, self._rights, self._store.id)
-            else:
+            elif (name := self._guard.name_of(message.last)) is None:
                 self._counters.refused[intake.REVOKED] += 1
-                hang_up(message.last)
+            else:
+                yield intake.permitted(self._read(message), name, self._rights, self._store.id)
 
     def _read(self, message: Taken) -> intake.Delivery:
         if message.role.before is None:
@@ -316,16 +288,9 @@ class Service:
                 break
             has_peer = _has_peer(frame)
             self._publisher.heard(frame.bytes, left=not has_peer)
-            if self._keyring and has_peer:
-                self._note_subscriber(frame)
+            if self._guard and has_peer:
+                self._guard.note_subscriber(frame)
         self.metrics.subscriptions.set(self._publisher.subscriptions)
-
-    def _note_subscriber(self, said: zmq.Frame) -> None:
-        if key_of(said) not in self._names:
-            hang_up(said)
-            return
-        with suppress(zmq.ZMQError):  # it has left
-            self._subscribers[descriptor_of(said)] = said
 
     def _resend(self) -> None:
         """Before anything is stored: what is sent here is as new as what was published."""

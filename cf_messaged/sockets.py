@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import suppress
 from errno import EADDRINUSE
-from socket import AF_UNIX, SHUT_RDWR
+from socket import AF_UNIX
 from socket import socket as open_socket
 from threading import Thread
 from typing import NamedTuple
@@ -77,9 +76,9 @@ class Sockets:
         """keyring: without one, whoever reaches them may say and ask everything. Raises CannotListen."""
         self._context: zmq.Context[Socket] = zmq.Context()
         self._pair: Pair | None = None
-        if keyring is not None and config.keys_dir is not None:
-            self._pair = _own_key(config.keys_dir)
-            Handler(self._context, keyring, Strangers(config.keys_dir))
+        if keyring is not None:
+            self._pair = _own_key(keyring.directory)
+            Handler(self._context, keyring, Strangers(keyring.directory))
         self._sockets: dict[Role, Socket] = {}
         try:
             for role in ROLES:
@@ -172,35 +171,13 @@ def _of_its_type(socket: Socket, role: Role) -> None:
 
 
 def receive(source: Socket) -> tuple[Frames, zmq.Frame]:
-    """A message that is there, and its last frame, for `key_of`. Raises zmq.Again if none is."""
+    """A message that is there, and its last frame, for the guard. Raises zmq.Again if none is."""
     frame = source.recv(_DONTWAIT, copy=False)
     frames = [frame.bytes]
     while frame.more:
         frame = source.recv(_DONTWAIT, copy=False)
         frames.append(frame.bytes)
     return frames, frame
-
-
-def descriptor_of(frame: zmq.Frame) -> int:
-    """Of the connection by which it came. Raises zmq.ZMQError if that has ended."""
-    return int(frame.get(zmq.SRCFD))
-
-
-def key_of(frame: zmq.Frame) -> bytes:
-    """By which it came; empty if by none."""
-    try:
-        return bytes.fromhex(str(frame.get("User-Id")))
-    except (zmq.ZMQError, ValueError):
-        return b""
-
-
-def hang_up(frame: zmq.Frame) -> None:
-    """On who has sent it, as far as libzmq lets one, which has no call for that. By now the descriptor may be another
-    connection's: one from the same address is cut off too, and connects again.
-    """
-    with suppress(OSError, zmq.ZMQError), open_socket(fileno=os.dup(descriptor_of(frame))) as connection:
-        if connection.getpeername()[0] == frame.get("Peer-Address"):
-            connection.shutdown(SHUT_RDWR)
 
 
 def send(target: Socket, frames: Frames) -> None:

@@ -140,7 +140,7 @@ def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
 
 
 def write_private(path: str, text: str) -> str:
-    """Returns the name of a new file with this text, on disk, that is to take the place of this one, whole or not at all.
+    """Returns the name of a new file with this text, on disk, that is to take the place of path, whole or not at all.
     It is for the owner of the folder alone, also where root makes it. Raises OSError.
     """
     temporary = f"{path}.{os.getpid()}.new"
