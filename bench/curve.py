@@ -89,13 +89,10 @@ def listening(folder: Path, has_keys: bool) -> Iterator[tuple[str, list[Keys]]]:
     directory = folder / "keys"
     listener = Listener(folder, *(["--keys-dir", str(directory)] if has_keys else []))
     try:
-        yield listener.endpoint, known(directory) if has_keys else []
+        names = [f"web{number}" for number in range(NODES)]
+        yield listener.endpoint, accepted(directory, names) if has_keys else []
     finally:
         listener.end()
-
-
-def known(directory: Path) -> list[Keys]:
-    return accepted(directory, [f"web{number}" for number in range(NODES)])
 
 
 def tell(price: Price, pairs: list[tuple[float, float]]) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from sqlalchemy import make_url
@@ -21,7 +21,7 @@ from cf_messaged.database import Limits, StoreUnavailable, database, without_pas
 from cf_messaged.follow import Follower, Watch
 from cf_messaged.keys_cli import keys
 from cf_messaged.metrics import CannotServe
-from cf_messaged.shown import Shown, one_line, terminal_width, working
+from cf_messaged.shown import Shown, fail, one_line, terminal_width, working
 from cf_messaged.store import Store, summary
 from cf_messaged.times import rfc3339
 
@@ -31,11 +31,6 @@ _CONFIG = click.option("--config", "config_path", metavar="FILE", help="Settings
 _STORE = click.option(
     "--store", metavar="URL", help="Where everything is kept: sqlite:///PATH, postgresql://HOST/DATABASE."
 )
-
-
-def fail(error: object) -> NoReturn:
-    """The end, with one line."""
-    raise click.ClickException(one_line(str(error)))
 
 
 def settings(config_path: str | None, **said: Any) -> Config:

@@ -70,12 +70,13 @@ def permitted(delivery: Delivery, name: str, rights: Rights, store: str) -> Deli
     if isinstance(said, Answer):
         return delivery
     if said.node != name:
+        kind = NAMED
         reason = f"by its key it is {name}, not {said.node}: its promises need node => '{name}', or its key that name"
-        return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), NAMED)
-    if not is_question(said) and not rights.may_say(name, said.kind, said.name):
-        reason = f"{name} may not say {said.kind} information '{said.name}': {WHERE}"
-        return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), FORBIDDEN)
-    return delivery
+    elif not is_question(said) and not rights.may_say(name, said.kind, said.name):
+        kind, reason = FORBIDDEN, f"{name} may not say {said.kind} information '{said.name}': {WHERE}"
+    else:
+        return delivery
+    return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), kind)
 
 
 def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -187,16 +187,16 @@ def write(path: Path, text: str) -> None:
     os.replace(write_private(str(path), text), path)
 
 
-def held(directory: str, state: str) -> list[Held]:
-    """Raises OSError."""
+def held(directory: str, state: str) -> Mapping[bytes, Held]:
+    """By key. Raises OSError."""
     folder = Folder(Path(directory) / state)
     folder.read()
-    return list(folder.held.values())
+    return folder.held
 
 
 def listed(directory: str) -> list[dict[str, Any]]:
     """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
-    known = {each.key: (state, each.node) for state in FOLDERS for each in held(directory, state)}
+    known = {each.key: (state, each.node) for state in FOLDERS for each in held(directory, state).values()}
     strangers = {stranger.key: stranger for stranger in read_strangers(directory) if stranger.key not in known}
     return [_row(key, state, node) for key, (state, node) in known.items()] + [
         _row(key, "unknown", "", stranger) for key, stranger in strangers.items()

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from cf_messaged import keyring
-from cf_messaged.keyring import ACCEPTED, LISTENER, REJECTED, REVOKED, Held
-from cf_messaged.shown import Shown, one_line, terminal_width
+from cf_messaged.keyring import ACCEPTED, FOLDERS, LISTENER, REJECTED, REVOKED, Held
+from cf_messaged.shown import Shown, fail, terminal_width
 from cf_messaging.keys import SUFFIX, BadKey, certificate, from_hex, make_pair, public_key
 from cf_messaging.wire import check_node
 
 _SHORTEST = 8  # digits that tell a key
-
-
-class KeysRefused(click.ClickException):
-    """One line."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(one_line(text))
 
 
 @click.group()
@@ -35,7 +28,7 @@ def keys(context: click.Context, config_path: str | None, keys_dir: str | None) 
 
     directory = settings(config_path, keys_dir=keys_dir).keys_dir
     if directory is None:
-        raise KeysRefused("no keys_dir is set: name it in the settings, or by --keys-dir")
+        fail("no keys_dir is set: name it in the settings, or by --keys-dir")
     with _in_words():
         keyring.make(directory)
     context.obj = directory
@@ -79,12 +72,18 @@ def accept(directory: str, key: str, node: str) -> None:
     try:
         check_node(node)
     except ValueError as error:
-        raise KeysRefused(f"'{node}' is no node: {error}") from None
+        fail(f"'{node}' is no node: {error}")
     found = _key(directory, key)
-    _refuse_known(directory, found, node)
-    others = [held for held in _held(directory, ACCEPTED) if held.node == node]
+    accepted, revoked, rejected = (_held(directory, state) for state in FOLDERS)
+    if found in revoked:
+        fail(f"{found.hex()} was revoked, and stays so: {node} needs another key")
+    if found in accepted:
+        fail(f"{found.hex()} is accepted already, as {accepted[found].node}")
+    others = [held for held in accepted.values() if held.node == node]
     name = f"{node}~{found.hex()[:16]}{SUFFIX}" if others else f"{node}{SUFFIX}"
     with _in_words():
+        if found in rejected:
+            os.unlink(Path(directory) / REJECTED / rejected[found].file)
         keyring.write(Path(directory) / ACCEPTED / name, certificate(found, f"Accepted as {node}"))
     click.echo(f"accepted {found.hex()} as {node}")
     for held in others:
@@ -97,8 +96,8 @@ def accept(directory: str, key: str, node: str) -> None:
 def reject(directory: str, key: str) -> None:
     """Keep KEY out, and say nothing of it any more."""
     found = _key(directory, key)
-    if found in {held.key for held in _held(directory, ACCEPTED)}:
-        raise KeysRefused(f"{found.hex()} is accepted: `cf-messaged keys revoke` it")
+    if found in _held(directory, ACCEPTED):
+        fail(f"{found.hex()} is accepted: `cf-messaged keys revoke` it")
     name = f"rejected~{found.hex()}{SUFFIX}"
     with _in_words():
         keyring.write(Path(directory) / REJECTED / name, certificate(found, "Rejected"))
@@ -110,9 +109,9 @@ def reject(directory: str, key: str) -> None:
 @click.pass_obj
 def revoke(directory: str, who: str) -> None:
     """Let a key in no more, and never again. WHO: a key, or a node, which means all its keys."""
-    meant = [each for each in _held(directory, ACCEPTED) if each.node == who or _is_meant(each.key, who)]
+    meant = [each for each in _held(directory, ACCEPTED).values() if each.node == who or _is_meant(each.key, who)]
     if not meant:
-        raise KeysRefused(f"no accepted key is, or is of, '{who}'")
+        fail(f"no accepted key is, or is of, '{who}'")
     for held in meant:
         with _in_words():
             _revoke(Path(directory), held)
@@ -126,19 +125,6 @@ def _revoke(directory: Path, held: Held) -> None:
     os.unlink(directory / ACCEPTED / held.file)
 
 
-def _refuse_known(directory: str, key: bytes, node: str) -> None:
-    for held in _held(directory, REVOKED):
-        if held.key == key:
-            raise KeysRefused(f"{key.hex()} was revoked, and stays so: {node} needs another key")
-    for held in _held(directory, ACCEPTED):
-        if held.key == key:
-            raise KeysRefused(f"{key.hex()} is accepted already, as {held.node}")
-    for held in _held(directory, REJECTED):
-        if held.key == key:
-            with _in_words():
-                os.unlink(Path(directory) / REJECTED / held.file)
-
-
 def _key(directory: str, text: str) -> bytes:
     """All digits, or the first of one that knocked."""
     try:
@@ -147,7 +133,7 @@ def _key(directory: str, text: str) -> bytes:
         meant = [each.key for each in keyring.read_strangers(directory) if _is_meant(each.key, text)]
         if len(meant) != 1:
             told = f"the beginning of {len(meant)} keys that knocked" if meant else f"{error}, and no key that knocked"
-            raise KeysRefused(f"'{text:.100}' is {told}") from None
+            fail(f"'{text:.100}' is {told}")
         return meant[0]
 
 
@@ -155,7 +141,7 @@ def _is_meant(key: bytes, text: str) -> bool:
     return len(text) >= _SHORTEST and key.hex().startswith(text.lower())
 
 
-def _held(directory: str, state: str) -> list[Held]:
+def _held(directory: str, state: str) -> Mapping[bytes, Held]:
     with _in_words():
         return keyring.held(directory, state)
 
@@ -171,7 +157,7 @@ def _own(directory: str) -> bytes:
                 make_pair(path, zmq.curve_keypair)
         return public_key(path)
     except BadKey as error:
-        raise KeysRefused(str(error)) from None
+        fail(str(error))
 
 
 @contextmanager
@@ -180,4 +166,4 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise KeysRefused(f"{error.filename}: {error.strerror}") from None
+        fail(f"{error.filename}: {error.strerror}")

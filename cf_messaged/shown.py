@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
+import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -92,6 +93,11 @@ def rendered(table: Table, width: int) -> str:
 def one_line(text: str) -> str:
     """What others said may hold line ends and what moves a terminal's cursor."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def fail(error: object) -> NoReturn:
+    """The end of a command, with one line."""
+    raise click.ClickException(one_line(str(error)))
 
 
 def terminal_width() -> int | None:

@@ -9,12 +9,11 @@ from threading import Thread
 import zmq
 
 from cf_messaged.keyring import WRITTEN_EACH_S, Keyring, Strangers
-from cf_messaging.keys import Caller, answered
+from cf_messaging.keys import ZAP_ADDRESS, Caller, answered
 
 log = logging.getLogger(__name__)
 
 DOMAIN = "cf-messaged"
-_ADDRESS = "inproc://zeromq.zap.01"
 
 
 class Handler:
@@ -27,7 +26,7 @@ class Handler:
         shared: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
         self._asked = shared.socket(zmq.REP)
         self._asked.linger = 0
-        self._asked.bind(_ADDRESS)
+        self._asked.bind(ZAP_ADDRESS)
         self._thread = Thread(target=self._serve, name="zap", daemon=True)
         self._thread.start()
 

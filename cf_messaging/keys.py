@@ -212,6 +212,7 @@ def _check_directory(path: str) -> None:
 
 # ---- who is let in: ZeroMQ's RFC 27
 
+ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks
 # What a handler is asked. address: of the peer. key: bytes of a CURVE client, empty of another mechanism.
 Caller = namedtuple("Caller", "domain address mechanism key")
 _NOT_ASKED = b"500", b"no request of ZAP 1.0", b""

@@ -31,7 +31,8 @@ VIEW = ("view", "parameters", "file", "node")
 # The patterns by which information may be said, the first by default; of the second row, state alone.
 ACKNOWLEDGED, UNACKNOWLEDGED = ("async_request", "request"), ("push", "publish", "pair")
 
-EVERY = frozenset(("pattern", "endpoint", "bind", "timeout", "curve"))
+_CONNECTING = frozenset(("pattern", "endpoint", "timeout", "curve"))
+EVERY = _CONNECTING | {"bind"}
 _SAID = ("payload", "payload_file")
 _KEPT = ("file", "format")
 
@@ -100,7 +101,7 @@ def _to_payload(pattern: Pattern, given: Collection[str]) -> tuple[str, str]:
 
 def _to_information(pattern: Pattern, given: Collection[str], kind: Kind) -> tuple[str, str]:
     for attribute in given:
-        if attribute not in INFORMATION and (attribute == "bind" or attribute not in EVERY):
+        if attribute not in INFORMATION and attribute not in _CONNECTING:
             return attribute, _elsewhere(attribute, "'information'")
     if pattern.name in UNACKNOWLEDGED and kind.remembered:
         return "pattern", f"{kind.name} information is acknowledged: allowed are {', '.join(ACKNOWLEDGED)}"
@@ -117,7 +118,7 @@ def _to_information(pattern: Pattern, given: Collection[str], kind: Kind) -> tup
 
 def _to_view(pattern: Pattern, given: Collection[str]) -> tuple[str, str]:
     for attribute in given:
-        if attribute not in VIEW and (attribute == "bind" or attribute not in EVERY):
+        if attribute not in VIEW and attribute not in _CONNECTING:
             return attribute, _elsewhere(attribute, "'view'")
     if pattern.name not in ACKNOWLEDGED:
         return "pattern", f"a view is asked for by {', '.join(ACKNOWLEDGED)}"

@@ -6,7 +6,7 @@ from threading import Thread
 
 import zmq
 
-from .keys import answered
+from .keys import ZAP_ADDRESS, answered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Of all other sockets, which are asked for too once somebody answers.
 OPEN = "messages"
-_ADDRESS = "inproc://zeromq.zap.01"
 
 
 class Door:
@@ -26,7 +25,7 @@ class Door:
         self._accepted: dict[str, Collection[bytes]] = {}  # by domain
         self._asked = context.socket(zmq.REP)
         self._asked.linger = 0
-        self._asked.bind(_ADDRESS)
+        self._asked.bind(ZAP_ADDRESS)
         Thread(target=self._serve, daemon=True).start()
 
     def domain(self, accepted: Collection[bytes]) -> bytes:
