@@ -9,11 +9,17 @@ from time import monotonic
 
 from .outcomes import Failure, Reason
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket
+
 # host: without brackets; port: int. For ipc: host is the path, port is 0.
 Endpoint = namedtuple("Endpoint", "transport host port")
 
 ALLOWED = "tcp://host:port, tcp://[IPv6]:port or ipc:///path"
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
+# Of ZMTP's greeting, RFC 23, and how long a peer may take for it.
+_SIGNATURE, _MECHANISM, _GREETING_S = b"\xff" + bytes(8) + b"\x7f", slice(12, 32), 0.25
 _MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
 
 
@@ -103,14 +109,46 @@ def why_unreachable(address: str, deadline: float) -> str:
     """Connect once as a plain socket, which tells what libzmq keeps to itself; empty if that succeeds."""
     import socket
 
+    try:
+        _connected(address, deadline).close()
+    except socket.timeout:
+        return "no answer to the connection attempt"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
+
+
+def mechanism(address: str, deadline: float) -> str:
+    """The security mechanism of the peer there, by the greeting of ZMTP 3; empty if it gives none. libzmq tells it only
+    where it hangs up before the peer does.
+    """
+    greeting, until = b"", min(deadline, monotonic() + _GREETING_S)
+    try:
+        with _connected(address, until) as probe:
+            probe.sendall(_SIGNATURE + b"\3\0")  # and no more: who has read the rest may hang up
+            while len(greeting) < _MECHANISM.stop:
+                probe.settimeout(max(0.001, until - monotonic()))
+                more = probe.recv(_MECHANISM.stop - len(greeting))
+                if not more or monotonic() >= until:
+                    return ""
+                greeting += more
+    except OSError:
+        return ""
+    is_zmtp = greeting[:1] + greeting[9:10] == _SIGNATURE[:1] + _SIGNATURE[9:]
+    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace") if is_zmtp else ""
+
+
+def _connected(address: str, deadline: float) -> socket:
+    """A plain socket. Raises OSError."""
+    import socket
+
     transport, host, port = parse(address)
     family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(max(0.001, deadline - monotonic()))
-        try:
-            probe.connect(host.replace("@", "\0", 1) if transport == "ipc" else (host, port))
-        except socket.timeout:
-            return "no answer to the connection attempt"
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    return ""
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.settimeout(max(0.001, deadline - monotonic()))
+    try:
+        probe.connect(host.replace("@", "\0", 1) if transport == "ipc" else (host, port))
+    except BaseException:
+        probe.close()
+        raise
+    return probe

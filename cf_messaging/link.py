@@ -10,7 +10,7 @@ from time import monotonic
 
 import zmq
 
-from .addresses import why_unreachable
+from .addresses import mechanism, why_unreachable
 from .outcomes import Failure, Reason
 from .wire import MAX_PAYLOAD_BYTES
 
@@ -42,10 +42,7 @@ _RECONNECT_MAX_MS = 1_000
 _AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
 _FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
-_NOT_A_PEER = (
-    "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket, with the same security"
-    " mechanism (CURVE or none)?"
-)
+_NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
 # libzmq cuts a peer off whose message is too large, and does not say so.
 CLOSED = f"the peer closed it, or sent more than MAX_PAYLOAD_BYTES, {MAX_PAYLOAD_BYTES} bytes"
 _OTHER_MECHANISM = "uses another security mechanism than this node: it wants CURVE or PLAIN"
@@ -63,6 +60,7 @@ class Link:
         "_checked",
         "_connected",
         "_failing",
+        "_mechanism",
         "_monitor",
         "_security",
         "_silent",
@@ -101,6 +99,7 @@ class Link:
         self._attempted = ""  # what came of a connection attempt that failed
         self._trouble: Failure | None = None
         self._security = security
+        self._mechanism = ""  # of the peer, once it was asked for
         self._silent = 0  # handshakes that failed without a word
         self.kind = talk.pattern.socket
         self.socket = context.socket(getattr(zmq, self.kind))
@@ -176,23 +175,29 @@ class Link:
             self._lose(value)
         elif event != zmq.EVENT_CONNECT_RETRIED:
             self._failing += 1
-            self._judge(event, value)
+            self._judge(event, value, deadline)
         elif not self._connected and not self._attempted:
             self._attempted = why_unreachable(self.address, deadline)
 
-    def _judge(self, event: int, value: int) -> None:
+    def _judge(self, event: int, value: int, deadline: float) -> None:
         """Of a failed handshake. One without detail may be a peer that was just ending, and is tried again."""
+        mismatch = _NO_CURVE if self._security else _OTHER_MECHANISM
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._refuse(self._denied(value))
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            mismatch = _NO_CURVE if self._security else _OTHER_MECHANISM
             self._refuse(mismatch if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
+        elif self.connects and self._is_other_mechanism(deadline):
+            self._refuse(mismatch)
         elif self._security:
             self._silent += 1
             if self._silent >= _SILENT_ENOUGH:
                 key = self._security.server_key.hex()
                 wrong = f"its key is not {key}" if self.connects else "it takes this node for another"
                 self._refuse(f"ends CURVE's handshake: {wrong}, or it does not use CURVE")
+
+    def _is_other_mechanism(self, deadline: float) -> bool:
+        self._mechanism = self._mechanism or mechanism(self.address, deadline)
+        return self._mechanism not in ("", "CURVE" if self._security else "NULL")
 
     def _denied(self, status: int) -> str:
         if not self.connects:

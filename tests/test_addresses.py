@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_messaging.addresses import Endpoint, parse, resolve, why_unreachable
+from cf_messaging.addresses import Endpoint, mechanism, parse, resolve, why_unreachable
 from cf_messaging.outcomes import Failure, Reason
-from peers import in_time, resolves, scaled
+from peers import Peer, in_time, refused_endpoint, resolves, scaled
+from zmtp import greeting
 
 # Pieces of which endpoints and near misses are made.
 PIECES = st.sampled_from(
@@ -243,3 +245,54 @@ def test_odd_literals_are_told_in_words(host: str) -> None:
 def test_after_the_deadline(listener: socket.socket) -> None:
     """A deadline that has passed is a short attempt, not an error."""
     assert isinstance(why_unreachable(address_of(listener), monotonic() - 5), str)
+
+
+# ---- what a peer wants
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("rep", "NULL"), ("curve-rep", "CURVE"), ("tcp-curve", "CURVE")])
+def test_the_mechanism_of_a_peer(peer: Callable[..., Peer], kind: str, wanted: str) -> None:
+    """Its greeting tells, as often as it is asked for."""
+    endpoint = peer(kind).endpoint
+    assert [mechanism(endpoint, in_time()) for _ in range(20)] == [wanted] * 20
+
+
+@pytest.mark.parametrize("given", [b"", b"SSH-2.0-OpenSSH_9.2p1\r\n" * 3, b"\xff" + bytes(80), b"HTTP/1.1 400"])
+@pytest.mark.parametrize("closes", [True, False])
+def test_what_gives_no_greeting_has_no_mechanism(listener: socket.socket, given: bytes, closes: bool) -> None:
+    """Neither what is silent, nor what says something else, nor what hangs up at once."""
+    heard: list[str] = []
+    asking = threading.Thread(target=lambda: heard.append(mechanism(address_of(listener), in_time())))
+    asking.start()
+    caller, _ = listener.accept()
+    with caller:
+        caller.sendall(given)
+        if not closes:
+            asking.join(scaled(30))
+    asking.join(scaled(30))
+    assert heard == [""]
+
+
+def test_who_says_a_byte_now_and_then_is_not_waited_for(listener: socket.socket) -> None:
+    """Each byte comes in time, the whole greeting does not."""
+    stop = threading.Event()
+
+    def drip() -> None:
+        caller, _ = listener.accept()
+        with caller, suppress(OSError):
+            for byte in greeting(mechanism=b"CURVE"):
+                caller.sendall(bytes((byte,)))
+                if stop.wait(0.05):
+                    return
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        assert mechanism(address_of(listener), in_time()) == ""
+    finally:
+        stop.set()
+        dripping.join()
+
+
+def test_nobody_has_no_mechanism() -> None:
+    assert mechanism(refused_endpoint(), in_time()) == ""
