@@ -25,7 +25,7 @@ CHUNK = 256
 CHUNK_BYTES = 8 * 1024 * 1024
 MAX_READS = 64
 
-_UNSUBSCRIBED, _SUBSCRIBED = b"\0", b"\1"
+_UNSUBSCRIBED, SUBSCRIBED = b"\0", b"\1"
 _EVERYTHING = b""
 _T = TypeVar("_T", bound=Hashable)
 
@@ -166,22 +166,25 @@ class Publisher:
         """As far as peers say when they end; never too few."""
         return self._subscriptions.total()
 
-    def heard(self, frame: bytes, left: bool = False) -> None:
-        """frame: any that an XPUB with XPUB_VERBOSER receives. left: no peer said it (the frame has no `Peer-Address`),
-        but the socket itself, because a connection ended.
+    def heard(self, frame: bytes, left: bool = False, refused: bool = False) -> bool:
+        """Whether it is of topics that there can be. frame: any that an XPUB with XPUB_MANUAL receives. left: no peer
+        said it (the frame has no `Peer-Address`), but the socket itself, because a connection ended; which it says of
+        what was refused too, so that is counted, but not answered with last values.
 
         Other unsubscriptions are not believed, as a peer can say any number of them for what others subscribed to, and
         XPUB passes them on. Who subscribes twice and leaves once, or unsubscribes first, stays counted: that costs a
         little, and loses nothing.
         """
         sign, prefix = frame[:1], frame[1:]
-        if sign not in (_SUBSCRIBED, _UNSUBSCRIBED) or not bounds(prefix).kinds:
-            return
-        if sign == _SUBSCRIBED:
+        if sign not in (SUBSCRIBED, _UNSUBSCRIBED) or not bounds(prefix).kinds:
+            return False
+        if sign == SUBSCRIBED:
             self._subscriptions.add(prefix)
-            self._join(prefix)
+            if not refused:
+                self._join(prefix)
         elif left:
             self._subscriptions.remove(prefix)
+        return True
 
     def wants(self, topic: bytes) -> bool:
         """Whether anybody may get it. False is certain."""

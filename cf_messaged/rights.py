@@ -1,4 +1,4 @@
-"""Which node may say and ask what, by the name that its key vouches for. No socket, clock or database."""
+"""Which node may say, ask and hear what, by the name that its key vouches for. No socket, clock or database."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from cf_messaging.wire import KINDS
 
 
 class Rule(NamedTuple):
-    """Patterns, in which * is any text. say: of KIND/NAME; ask: of views, of which all rows may be seen. Its own rows
-    everybody may see, of each view with a parameter `node`.
+    """Patterns, in which * is any text. say: of KIND/NAME; ask: of views, of which all rows may be seen; subscribe: of
+    topics, KIND/NAME/NODE/. Its own rows everybody may see, of each view with a parameter `node`.
     """
 
     nodes: tuple[str, ...]
     say: tuple[str, ...]
     ask: tuple[str, ...]
+    subscribe: tuple[str, ...]
 
 
 # Of who is named by no other; common information is said by who is named for it.
-OTHERS = Rule(("*",), tuple(f"{kind.name}/*" for kind in KINDS.values() if not kind.single), ("common",))
+OTHERS = Rule(("*",), tuple(f"{kind.name}/*" for kind in KINDS.values() if not kind.single), ("common",), ("common/*",))
 WHERE = "see `rights` in the listener's settings"
 
 
@@ -38,6 +39,10 @@ class Rights:
     def may_ask(self, node: str, view: str) -> bool:
         """For all rows."""
         return _is_in(view, self._of(node).ask)
+
+    def may_subscribe(self, node: str, topic: bytes) -> bool:
+        """topic: the beginning of those that are wanted. As each pattern ends in *, it matches all of them, or not."""
+        return _is_in(topic.decode("utf-8", "surrogateescape"), self._of(node).subscribe)
 
     def _found(self, node: str) -> Rule:
         return next(rule for rule in self._rules if _is_in(node, rule.nodes))
@@ -65,4 +70,7 @@ def _read(number: int, table: Any) -> Rule:
     for pattern in table.get("say", ()):
         if "/" not in pattern and pattern != "*":
             raise ValueError(f"'say' of rule {number} is '{pattern:.100}': allowed is KIND/NAME, with * for any text")
+    for pattern in table.get("subscribe", ()):
+        if not pattern.endswith("*"):
+            raise ValueError(f"'subscribe' of rule {number} is '{pattern:.100}': allowed is KIND/NAME/* or *")
     return OTHERS._replace(**{name: tuple(value) for name, value in table.items()})

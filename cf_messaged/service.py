@@ -27,6 +27,7 @@ from cf_messaged.retention import Keep, Sweeper
 from cf_messaged.rights import Rights
 from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
+from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
 from cf_messaged.view_pool import Answered, ViewPool
@@ -44,8 +45,6 @@ LOOK_S = 0.5
 PAUSE_AFTER_A_BUG_S = 0.1
 # Between two lines of log that say the same.
 QUIET_S = 60
-# Subscriptions that are read in one round; the rest is read in the next.
-MAX_SUBSCRIPTIONS = 1000
 
 
 class Said(NamedTuple):
@@ -83,9 +82,11 @@ class Service:
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
         keyring = Keyring(config.keys_dir) if config.keys_dir else None
-        self._guard = Guard(keyring) if keyring else None
-        self._rights = Rights(rights.read(config.rights))
+        self._guard = Guard(keyring, _of_rights(config)) if keyring else None
         self._sockets = Sockets(config, keyring)
+        self._subscribers: Subscribers | None = None
+        if publishing := self._sockets.get(SUBSCRIBE):
+            self._subscribers = Subscribers(publishing, self._publisher, self._guard, self._counters)
         self.endpoints = self._sockets.endpoints
         if config.metrics_address:
             self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
@@ -140,8 +141,6 @@ class Service:
             self._wake.recv(4096)
         if self._reloading:
             self._reload()
-        if self._guard:
-            self._guard.check()
         self._hear_subscribers(ready)
         self._resend()
         taken = self._take(ready)
@@ -192,7 +191,7 @@ class Service:
             if isinstance(said, Answer):
                 self._refuse(envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
-                only = said.node if self._guard and not self._rights.may_ask(said.node, said.name) else None
+                only = said.node if self._guard and not self._guard.rights.may_ask(said.node, said.name) else None
                 question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
                 self._answer(self._views.ask(envelope, question))
             else:
@@ -208,7 +207,7 @@ class Service:
             elif (name := self._guard.name_of(message.last)) is None:
                 self._counters.refused[intake.REVOKED] += 1
             else:
-                yield intake.permitted(self._read(message), name, self._rights, self._store.id)
+                yield intake.permitted(self._read(message), name, self._guard.rights, self._store.id)
 
     def _read(self, message: Taken) -> intake.Delivery:
         if message.role.before is None:
@@ -278,19 +277,14 @@ class Service:
     # ---- subscribers
 
     def _hear_subscribers(self, ready: dict[object, int]) -> None:
-        publishing = self._sockets.get(SUBSCRIBE)
-        if publishing is None or publishing not in ready:
+        changed = self._guard is not None and self._guard.check()
+        if self._subscribers is None:
             return
-        for _ in range(MAX_SUBSCRIPTIONS):
-            try:
-                frame = publishing.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                break
-            has_peer = _has_peer(frame)
-            self._publisher.heard(frame.bytes, left=not has_peer)
-            if self._guard and has_peer:
-                self._guard.note_subscriber(frame)
-        self.metrics.subscriptions.set(self._publisher.subscriptions)
+        if changed:
+            self._subscribers.check()
+        if self._sockets.get(SUBSCRIBE) in ready:
+            self._subscribers.hear()
+            self.metrics.subscriptions.set(self._publisher.subscriptions)
 
     def _resend(self) -> None:
         """Before anything is stored: what is sent here is as new as what was published."""
@@ -338,11 +332,15 @@ class Service:
         """Takes over what can change while it listens."""
         for name in self._config.unchangeable(new):
             log.warning("%s stays as it was: another one needs a restart", name)  # the store's may hold a password
+        has_other_rights = new.rights != self._config.rights
         self._config = replace(new, **{name: getattr(self._config, name) for name in self._config.unchangeable(new)})
         self._store.alive_within_s = self._config.alive_within_s
         self._views.settings = _of_views(self._config)
         self._sweeper.keep = _of_retention(self._config)
-        self._rights = Rights(rights.read(self._config.rights))
+        if self._guard:
+            self._guard.rights = _of_rights(self._config)
+        if self._subscribers and has_other_rights:
+            self._subscribers.hang_up()
         log.info("the settings are read again")
 
 
@@ -350,6 +348,10 @@ def _of_views(config: Config) -> Settings:
     given = {"alive_within": config.alive_within_s, "after": config.alive_within_s}
     limits = Limits(config.view_timeout_s, config.view_max_rows, config.view_max_bytes)
     return Settings(config.store, config.views_dir, given, limits)
+
+
+def _of_rights(config: Config) -> Rights:
+    return Rights(rights.read(config.rights))
 
 
 def _of_retention(config: Config) -> Keep:
@@ -367,12 +369,3 @@ def _messages(source: Socket, most: int, most_bytes: int) -> list[tuple[Frames, 
         taken.append(message)
         size += sum(map(len, message[0]))
     return taken
-
-
-def _has_peer(frame: zmq.Frame) -> bool:
-    """Whether a peer has said it, and not the socket in the name of one that is gone."""
-    try:
-        frame.get("Peer-Address")
-        return True
-    except zmq.ZMQError:
-        return False

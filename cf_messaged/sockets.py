@@ -165,7 +165,7 @@ def _of_its_type(socket: Socket, role: Role) -> None:
     elif role is PUBLISH:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
     elif role is SUBSCRIBE:
-        socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # who comes late is heard, also for what others subscribe to
+        socket.setsockopt(zmq.XPUB_MANUAL, 1)  # each subscription is heard, and only then has an effect, or none
         socket.setsockopt(zmq.SNDHWM, PUBLISHED_HIGH_WATER_MARK)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES + 64)  # nothing but subscriptions comes here
 

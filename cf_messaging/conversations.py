@@ -158,7 +158,8 @@ def _hear(link: Link, talk: Conversation, until: float, done: Exchanged) -> None
             break
         topic = frames.pop(0) if talk.pattern.socket == "SUB" and len(frames) > 1 else b""
         _keep(link, frames, topic, done)
-    _check_count(link, talk, len(done.messages), "messages came")
+    of_topic = f" of topic '{talk.topic.decode('utf-8', 'replace')}'" if talk.topic else ""
+    _check_count(link, talk, len(done.messages), f"messages{of_topic} came")
 
 
 def _keep(link: Link, body: list[bytes], topic: bytes, done: Exchanged) -> None:

@@ -48,8 +48,9 @@ class Hub(NamedTuple):
 
 @pytest.fixture
 def hub(start: Start, tmp_path: Path) -> Hub:  # noqa: F811
-    directory = tmp_path / "keys"
-    listener = start("--keys-dir", str(directory))
+    directory, settings = tmp_path / "keys", tmp_path / "settings.toml"
+    settings.write_text('[[rights]]\nnodes = ["*"]\nsubscribe = ["*"]\n')
+    listener = start("--keys-dir", str(directory), "--config", str(settings))
     return Hub(directory, listener, cf_messaged("keys", "--keys-dir", str(directory), "show").stdout.strip())
 
 
@@ -186,6 +187,21 @@ def test_what_is_revoked_is_out_at_once(hub: Hub, plain: zmq.Context[Socket]) ->
     assert select(hub.listener, "SELECT node, sequence FROM history ORDER BY row") == [("web1", 1), ("web2", 1)]
     back = hub.operate("accept", keys.public, "web1")
     assert back.returncode == 1 and "was revoked, and stays so" in back.stderr
+
+
+def test_on_a_path_too(start: Start, tmp_path: Path, plain: zmq.Context[Socket]) -> None:  # noqa: F811
+    """Whose key is revoked is hung up on, where no peer has an address."""
+    directory = tmp_path / "keys"
+    listener = start("--keys-dir", str(directory), "--request", f"ipc://{tmp_path}/request")
+    [keys] = accepted(directory, ["web1"])
+    node = Node(plain, listener.endpoint, keys)
+    assert node.say(event(1)).status == STORED
+    assert cf_messaged("keys", "--keys-dir", str(directory), "revoke", "web1").returncode == 0
+    monitor = node.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    node.send(event(2))
+    assert monitor.poll(int(scaled(30) * 1000))
+    node.socket.disable_monitor()
+    assert listener.end() == 0 and not [line for line in listener.heard if "bug" in line]
 
 
 def test_a_key_is_replaced_without_a_gap(hub: Hub, plain: zmq.Context[Socket]) -> None:

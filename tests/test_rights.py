@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.rights import Rights, read
 from cf_messaging.wire import ANSWERED, KINDS, REFUSED, STORED
 from listener import Listener, Node, accepted, event
-from peers import Socket
+from peers import Socket, scaled
+from test_cfengine import wait_for
+from test_metrics import scrape
 from test_service import Start, select, start  # noqa: F401 - a fixture
 
 RULES = [
-    {"nodes": ["hub*.example.org"], "say": ["common/dns", "static/*"], "ask": ["nodes"]},
+    {
+        "nodes": ["hub*.example.org"],
+        "say": ["common/dns", "static/*"],
+        "ask": ["nodes"],
+        "subscribe": ["state/é*", "static/*/web1/*"],
+    },
     {"nodes": ["*.example.org"], "say": []},
-    {"nodes": ["root"], "say": ["*"], "ask": ["*"]},
+    {"nodes": ["root"], "say": ["*"], "ask": ["*"], "subscribe": ["*"]},
 ]
 
 
@@ -56,6 +66,34 @@ def test_which_views_a_node_may_see_all_of(node: str, view: str, may: bool) -> N
     assert Rights(read(RULES)).may_ask(node, view) is may
 
 
+@pytest.mark.parametrize(
+    ("node", "topic", "may"),
+    [
+        ("web1", "common/", True),
+        ("web1", "common/dns/", True),
+        ("web1", "", False),
+        ("web1", "common", False),  # common2/ begins like it
+        ("web1", "static/os/web1/", False),
+        ("hub1.example.org", "common/", False),
+        ("hub1.example.org", "state/é", True),
+        ("hub1.example.org", "state/éa", True),
+        ("hub1.example.org", "state/", False),
+        ("hub1.example.org", "static/os/web1/", True),
+        ("hub1.example.org", "static/os/web1", False),  # and that of web10
+        ("root", "", True),
+    ],
+)
+def test_what_a_node_may_subscribe_to(node: str, topic: str, may: bool) -> None:
+    assert Rights(read(RULES)).may_subscribe(node, topic.encode()) is may
+
+
+@given(st.lists(st.text("ab/*?é", max_size=4), min_size=1, max_size=3), st.binary(max_size=8), st.binary(max_size=8))
+def test_a_longer_topic_is_never_more(patterns: list[str], topic: bytes, more: bytes) -> None:
+    """Who may subscribe to all that begins so may subscribe to all that begins so and goes on, also within a letter."""
+    rules = Rights(read([{"nodes": ["*"], "subscribe": [f"{pattern}*" for pattern in patterns]}]))
+    assert not rules.may_subscribe("web1", topic) or rules.may_subscribe("web1", topic + more)
+
+
 def test_nothing_is_for_all_but_what_is_their_own() -> None:
     """Each kind that one node says for all needs a rule."""
     assert {name for name in KINDS if not Rights().may_say("web1", name, "x")} == {"common"}
@@ -66,10 +104,11 @@ def test_nothing_is_for_all_but_what_is_their_own() -> None:
     [
         ("web1", "rule 1 is 'web1': allowed is a table"),
         ({"say": ["*"]}, "rule 1 has no 'nodes'"),
-        ({"nodes": ["*"], "sya": ["*"]}, "rule 1 has 'sya': there are nodes, say, ask"),
+        ({"nodes": ["*"], "sya": ["*"]}, "rule 1 has 'sya': there are nodes, say, ask, subscribe"),
         ({"nodes": "*"}, "'nodes' of rule 1 is '*': allowed is a list of patterns"),
         ({"nodes": ["*"], "ask": [1]}, "'ask' of rule 1 is [1]: allowed is a list of patterns"),
         ({"nodes": ["*"], "say": ["common"]}, "'say' of rule 1 is 'common': allowed is KIND/NAME"),
+        ({"nodes": ["*"], "subscribe": ["state/"]}, "'subscribe' of rule 1 is 'state/': allowed is KIND/NAME/* or *"),
     ],
 )
 def test_a_rule_that_is_none(rule: Any, told: str) -> None:
@@ -82,11 +121,20 @@ def test_a_rule_that_is_none(rule: Any, told: str) -> None:
 # ---- in a listener
 
 
+SETTINGS = """
+keys_dir = "{0}/keys"
+metrics = "127.0.0.1:0"
+[[rights]]
+nodes = ["hub", "monitor"]
+say = ["*"]
+ask = ["*"]
+subscribe = ["*"]
+"""
+
+
 @pytest.fixture
 def listener(start: Start, tmp_path: Path) -> Listener:  # noqa: F811
-    (tmp_path / "settings.toml").write_text(
-        f'keys_dir = "{tmp_path}/keys"\n[[rights]]\nnodes = ["hub"]\nsay = ["*"]\nask = ["*"]\n'
-    )
+    (tmp_path / "settings.toml").write_text(SETTINGS.format(tmp_path))
     return start("--config", str(tmp_path / "settings.toml"))
 
 
@@ -121,3 +169,68 @@ def test_a_node_sees_its_own_rows(listener: Listener, plain: zmq.Context[Socket]
     assert web.ask("common").status == ANSWERED
     nosy = hub.ask("latest")  # by its key it is hub, and the question says web1
     assert nosy.status == REFUSED and "by its key it is hub" in nosy.reason
+
+
+def subscribed(context: zmq.Context[Socket], listener: Listener, name: str, *topics: bytes) -> Socket:
+    """A SUB with a key that is accepted under this name."""
+    subscriber = context.socket(zmq.SUB)
+    [keys] = accepted(listener.store.parent / "keys", [name])
+    keys.secure(subscriber)
+    subscriber.linger, subscriber.rcvtimeo = 0, int(scaled(30) * 1000)
+    for topic in topics:
+        subscriber.subscribe(topic)
+    subscriber.connect(listener.endpoints["subscribe"])
+    return subscriber
+
+
+def topics(subscriber: Socket, last: str) -> set[str]:
+    """That are heard, up to this one."""
+    heard: set[str] = set()
+    while last not in heard:
+        heard.add(subscriber.recv_multipart()[0].decode())
+    return heard
+
+
+def test_a_topic_without_the_right_is_not_heard(listener: Listener, plain: zmq.Context[Socket]) -> None:
+    """Neither its last values nor new ones; what else the same node subscribes to is, and others hear all."""
+    hub = known(plain, listener, "hub")
+    assert hub.say(event(1, node="hub")).status == STORED
+    nosy = subscribed(plain, listener, "web1", b"", b"state/", b"common/")
+    assert listener.wait_for("refused: web1 may not subscribe to 'state/': see `rights` in the listener's settings")
+    everything = subscribed(plain, listener, "monitor", b"")
+    assert topics(everything, "state/load/hub/")
+    assert hub.say(event(2, node="hub")).status == STORED
+    assert hub.say(event(3, "common", "dns", node="hub")).status == STORED
+    assert topics(everything, "common/dns/hub/") == {"state/load/hub/", "common/dns/hub/"}
+    assert topics(nosy, "common/dns/hub/") == {"common/dns/hub/"}
+    assert scrape(listener.endpoints["metrics"])["cf_messaged_refused_total", "forbidden"] == 2
+
+
+def test_who_is_refused_takes_nothing_from_others(listener: Listener, plain: zmq.Context[Socket]) -> None:
+    """When he leaves, who is subscribed to the same stays so."""
+    everything, nosy = (subscribed(plain, listener, name, b"state/") for name in ("monitor", "web1"))
+    assert listener.wait_for("web1 may not subscribe")
+    hub = known(plain, listener, "hub")
+    assert hub.say(event(1, node="hub")).status == STORED
+    assert topics(everything, "state/load/hub/")
+    nosy.close()
+    wait_for(lambda: scrape(listener.endpoints["metrics"])["cf_messaged_subscriptions", ""] == 1)
+    assert hub.say(event(2, name="cpu", node="hub")).status == STORED
+    assert topics(everything, "state/cpu/hub/")
+
+
+def test_other_rights_count_from_the_reload_on(listener: Listener, plain: zmq.Context[Socket], tmp_path: Path) -> None:
+    """Also for who is subscribed already: he is hung up on, comes again by himself, and hears what he may now."""
+    hub, standing = known(plain, listener, "hub"), subscribed(plain, listener, "monitor", b"")
+    assert hub.say(event(1, node="hub")).status == STORED
+    assert topics(standing, "state/load/hub/")
+    settings = tmp_path / "settings.toml"
+    settings.write_text(settings.read_text().replace('subscribe = ["*"]', 'subscribe = ["state/cpu/*"]'))
+    listener.process.send_signal(signal.SIGHUP)
+    wait_for(
+        lambda: not standing.poll(50) and any("monitor may not subscribe to ''" in line for line in listener.heard)
+    )
+    standing.subscribe(b"state/cpu/")
+    for number, name in enumerate(("load", "cpu"), 2):
+        assert hub.say(event(number, name=name, node="hub")).status == STORED
+    assert topics(standing, "state/cpu/hub/") == {"state/cpu/hub/"}

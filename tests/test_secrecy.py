@@ -78,7 +78,9 @@ def test_nobody_on_the_network_sees_what_is_said(
 ) -> None:
     """No payload, name, node or secret key; without keys all but the keys is there, so it would have been seen."""
     directory = tmp_path / "keys"
-    listener = start(*(["--keys-dir", str(directory)] if is_secured else []))
+    (tmp_path / "settings.toml").write_text('[[rights]]\nnodes = ["*"]\nsubscribe = ["static/*"]\n')
+    options = ["--config", str(tmp_path / "settings.toml"), *(["--keys-dir", str(directory)] if is_secured else [])]
+    listener = start(*options)
     own = own_pair(str(agent.work / "state/messages/node.key"), zmq.curve_keypair)
     secrets, curve = [own.secret], ""
     if is_secured:

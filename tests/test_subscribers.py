@@ -165,7 +165,10 @@ def test_a_subscriber_that_does_not_read_stops_nobody(node: Node, subscribe: Sub
 
 def test_hostile_subscriptions(node: Node, running: Listener, subscribe: Subscribe) -> None:
     """Many, long, or of nothing that there is: they are harmless, and who comes then is served."""
-    hostile = subscribe(*(b"state/%d" % number for number in range(12_000)), b"\xff\xfe", b"x" * MAX_TOPIC_BYTES)
+    hostile = subscribe(
+        b"\xff\xfe", b"x" * MAX_TOPIC_BYTES, *(b"state/%d" % number for number in range(12_000)), sndhwm=0
+    )
+    running.wait_for("a subscriber at 127.0.0.1 has said more than 131072 bytes in one connection")
     assert node.say(event(1, name="load")).status == STORED
     assert heard(subscribe(b"state/load/")).name == "load"
     hostile.close()
