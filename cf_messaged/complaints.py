@@ -17,11 +17,11 @@ class Complaints:
         self._until_s = 0.0
         self._said: set[str] = set()
 
-    def warn(self, line: str) -> None:
+    def say(self, line: str, level: int = logging.WARNING) -> None:
         now_s = time.monotonic()
         if now_s >= self._until_s:
             self._until_s = now_s + EACH_S
             self._said.clear()
         if line not in self._said and len(self._said) < MOST:
             self._said.add(line)
-            log.warning("%s%s", line, "; others like it are not said in this minute" * (len(self._said) == MOST))
+            log.log(level, "%s%s", line, "; others like it are not said in this minute" * (len(self._said) == MOST))

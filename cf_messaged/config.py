@@ -41,6 +41,9 @@ class Config:
     keys_dir: str | None = None
     rights: list[Any] = field(default_factory=list)
     insecure: bool = False
+    node_events_a_second: int = 500
+    node_bytes_a_second: int = 1_048_576
+    node_handshakes_a_minute: int = 300
     alive_within_s: float = ALIVE_WITHIN_S
     keep_state_days: float = Keep().state
     keep_dynamic_days: float = Keep().dynamic
@@ -68,7 +71,8 @@ class Config:
 
     def unchangeable(self, new: Config) -> list[str]:
         """The settings in which another one differs, but which only a restart can change."""
-        fixed = ("store", *ENDPOINTS, "metrics", "connections", "keys_dir", "insecure", "views_at_once")
+        bound = ("store", *ENDPOINTS, "metrics", "connections", "keys_dir", "insecure")
+        fixed = (*bound, "node_handshakes_a_minute", "views_at_once")
         return [name for name in fixed if getattr(self, name) != getattr(new, name)]
 
     def _check_ranges(self) -> None:
@@ -80,6 +84,8 @@ class Config:
         _check_range("view_timeout_s", self.view_timeout_s, 0.01, 3600)
         _check_range("view_max_rows", self.view_max_rows, 1, 10**9)
         _check_range("view_max_bytes", self.view_max_bytes, 1, MAX_ROWS_BYTES)
+        for name in ("node_events_a_second", "node_bytes_a_second", "node_handshakes_a_minute"):
+            _check_range(name, getattr(self, name), 1, 10**12)
         for name in ("views_dir", "keys_dir"):
             path = getattr(self, name)
             if path is not None and not os.path.isabs(path):

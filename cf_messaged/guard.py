@@ -1,4 +1,4 @@
-"""By which key each message came, and what its node may: what the loop asks where there are keys."""
+"""By which key each message came, what its node may, and how much: what the loop asks where there are keys."""
 
 from __future__ import annotations
 
@@ -6,22 +6,47 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from socket import AF_UNIX, SHUT_RDWR, socket
+from typing import NamedTuple
 
 import zmq
 
+from cf_messaged import rights
+from cf_messaged.budget import INTERVAL_S, Budget
+from cf_messaged.config import Config
+from cf_messaged.intake import FLOODING, REVOKED
 from cf_messaged.keyring import Keyring
 from cf_messaged.rights import Rights
 
 IPC = "ipc"
+# Who goes on though he is told to come later is not even read any more once he has said so many times his share.
+PATIENCE = 2
+
+
+class NotHeard(Exception):
+    """Nothing is read of who has said it, and he is hung up on. Which rule: as it is counted."""
+
+
+class Sender(NamedTuple):
+    """name: of the key. put_off: why what he says is not taken now, empty if it is; wait_s: for how long."""
+
+    name: str
+    put_off: str = ""
+    wait_s: float = 0.0
 
 
 class Guard:
     """Knows the keys as they were at the last `check`."""
 
-    def __init__(self, keyring: Keyring, rights: Rights) -> None:
-        self.rights = rights
+    def __init__(self, keyring: Keyring, config: Config) -> None:
         self._keyring = keyring
         self._names: Mapping[bytes, str] = {}
+        self.settle(config)
+
+    def settle(self, config: Config) -> None:
+        """Other settings count from now on. A minute of a limit may come at once, as a queue of a night does."""
+        self.rights = Rights(rights.read(config.rights))
+        self._events = Budget(INTERVAL_S * config.node_events_a_second)
+        self._bytes = Budget(INTERVAL_S * config.node_bytes_a_second)
 
     def check(self) -> bool:
         """Whether others are let in than before."""
@@ -35,6 +60,22 @@ class Guard:
         if name is None:
             hang_up(last)
         return name
+
+    def sender(self, last: zmq.Frame, size: int, now_s: float) -> Sender:
+        """Of a message of so many bytes with this last frame. Raises NotHeard."""
+        name = self.name_of(last)
+        if name is None:
+            raise NotHeard(REVOKED)
+        for budget, amount, what in ((self._events, 1, "events"), (self._bytes, size, "bytes")):
+            if budget.wait_s(name, now_s, PATIENCE):
+                hang_up(last)
+                raise NotHeard(FLOODING)
+            wait_s = budget.wait_s(name, now_s)
+            budget.spend(name, amount)
+            if wait_s:
+                limit = f"node_{what}_a_second is {budget.each / INTERVAL_S:.0f}"
+                return Sender(name, f"{name} has said {budget.each:.0f} {what} in a minute, and {limit}", wait_s)
+        return Sender(name)
 
 
 def descriptor_of(frame: zmq.Frame) -> int:

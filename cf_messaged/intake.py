@@ -15,7 +15,7 @@ from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Ma
 MAX_DATA_DEPTH = MAX_DEPTH - 3
 # Why something is refused, as it is counted.
 MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
-NAMED, REVOKED, FORBIDDEN = "named", "revoked", "forbidden"
+NAMED, REVOKED, FORBIDDEN, FLOODING = "named", "revoked", "forbidden", "flooding"
 
 
 class Verdict(NamedTuple):
@@ -77,6 +77,12 @@ def permitted(delivery: Delivery, name: str, rights: Rights, store: str) -> Deli
     else:
         return delivery
     return Delivery(delivery.envelope, Answer(said.id, store, 0, REFUSED, reason=reason), kind)
+
+
+def put_off(delivery: Delivery, store: str, reason: str, wait_s: float) -> Delivery:
+    """The same, but what can be understood is to come later."""
+    said = delivery.said
+    return delivery if isinstance(said, Answer) else Delivery(delivery.envelope, later(said, store, reason, wait_s))
 
 
 def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

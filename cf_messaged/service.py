@@ -14,23 +14,23 @@ from typing import NamedTuple
 
 import zmq
 
-from cf_messaged import intake, rights
+from cf_messaged import intake
 from cf_messaged.codec import encode_answer, encode_event
+from cf_messaged.complaints import Complaints
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
-from cf_messaged.guard import Guard
+from cf_messaged.guard import Guard, NotHeard, Sender
 from cf_messaged.intake import Verdict
 from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
-from cf_messaged.rights import Rights
 from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds
-from cf_messaged.view_pool import Answered, ViewPool
+from cf_messaged.view_pool import Answered, Asker, ViewPool
 from cf_messaged.view_process import Question, Settings
 from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Answer, Event
 
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 # A transaction as large as this costs some 30 ms, in which nobody is answered; more would hardly be faster.
 MAX_BATCH = 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
+# Who says faster than it can be read must not keep a batch open for longer.
+MAX_BATCH_S = 0.02
 RETRY_AFTER_S = 10.0
 # How often a view that runs is looked at, whether it should be killed.
 LOOK_S = 0.5
 PAUSE_AFTER_A_BUG_S = 0.1
-# Between two lines of log that say the same.
-QUIET_S = 60
 
 
 class Said(NamedTuple):
@@ -55,11 +55,12 @@ class Said(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A message. last: its last frame, which tells by which key it came."""
+    """A message. last: its last frame, which tells by which key it came. size: in bytes."""
 
     role: Role
     frames: Frames
     last: zmq.Frame
+    size: int
 
 
 def now_us() -> int:
@@ -75,14 +76,14 @@ class Service:
         self._counters = self.metrics.counters
         self._config, self._load = config, load
         self._store, self._store_lost = store, False
-        self._quiet_until_s = 0.0
+        self._complaints = Complaints()
         self._publisher = Publisher()
         self._sweeper = Sweeper(store, _of_retention(config))
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
         keyring = Keyring(config.keys_dir) if config.keys_dir else None
-        self._guard = Guard(keyring, _of_rights(config)) if keyring else None
+        self._guard = Guard(keyring, config) if keyring else None
         self._sockets = Sockets(config, keyring)
         self._subscribers: Subscribers | None = None
         if publishing := self._sockets.get(SUBSCRIBE):
@@ -178,46 +179,68 @@ class Service:
     def _take(self, ready: dict[object, int]) -> list[Taken]:
         """What waits at the sockets where events come; each of them has its share of a batch."""
         waiting = [(role, each) for role, each in self._sockets if each in ready and role is not SUBSCRIBE]
-        taken = []
+        taken: list[Taken] = []
         for role, each in waiting:
-            messages = _messages(each, MAX_BATCH // len(waiting), MAX_BATCH_BYTES // len(waiting))
+            messages = _messages(role, each, len(waiting))
             self._counters.received[role.setting] += len(messages)
-            taken += [Taken(role, *message) for message in messages]
+            taken += messages
         return taken
 
     def _serve(self, messages: Sequence[Taken]) -> None:
         events: list[Said] = []
         for envelope, said, kind in self._understood(messages):
             if isinstance(said, Answer):
-                self._refuse(envelope, said, kind)
+                self._turn_away(envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
-                only = said.node if self._guard and not self._guard.rights.may_ask(said.node, said.name) else None
-                question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
-                self._answer(self._views.ask(envelope, question))
+                self._ask(envelope, said)
             else:
                 events.append(Said(envelope, said))
         if events:
             self._store_all(events)
 
     def _understood(self, messages: Sequence[Taken]) -> Iterator[intake.Delivery]:
-        """With keys, nothing of one that is let in no more."""
+        """With keys, nothing of one that is let in no more, or says far too much."""
+        now_s = time.monotonic()
         for message in messages:
-            if self._guard is None:
-                yield self._read(message)
-            elif (name := self._guard.name_of(message.last)) is None:
-                self._counters.refused[intake.REVOKED] += 1
+            try:
+                sender = self._guard.sender(message.last, message.size, now_s) if self._guard else None
+            except NotHeard as rule:
+                self._counters.refused[str(rule)] += 1
             else:
-                yield intake.permitted(self._read(message), name, self._guard.rights, self._store.id)
+                yield self._permitted(message, sender)
+
+    def _permitted(self, message: Taken, sender: Sender | None) -> intake.Delivery:
+        """What of it may be said, and now."""
+        delivery = self._read(message)
+        if sender is None or self._guard is None:
+            return delivery
+        delivery = intake.permitted(delivery, sender.name, self._guard.rights, self._store.id)
+        if sender.put_off:
+            return intake.put_off(delivery, self._store.id, sender.put_off, sender.wait_s)
+        return delivery
 
     def _read(self, message: Taken) -> intake.Delivery:
         if message.role.before is None:
             return intake.read(message.frames, self._store.id)
         return intake.read_unanswered(message.frames, message.role.before, self._store.id)
 
-    def _refuse(self, envelope: Frames | None, answer: Answer, kind: str) -> None:
-        self._counters.refused[kind] += 1
-        log.warning("refused %s: %s", answer.id or "a message without an id", answer.reason)
+    def _turn_away(self, envelope: Frames | None, answer: Answer, kind: str) -> None:
+        if answer.status == REFUSED:
+            self._counters.refused[kind] += 1
+            self._complaints.say(f"refused {answer.id or 'a message without an id'}: {answer.reason}")
+        else:
+            self._counters.later += 1
+            self._counters.lost += envelope is None
+            self._complaints.say(f"put off: {answer.reason}{'; what nobody answers is lost' * (envelope is None)}")
         self._send(envelope, encode_answer(answer))
+
+    def _ask(self, envelope: Frames, said: Event) -> None:
+        asker, only = Asker(envelope[0], envelope), None
+        if self._guard:
+            asker = Asker(said.node, envelope)
+            only = None if self._guard.rights.may_ask(said.node, said.name) else said.node
+        question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
+        self._answer(self._views.ask(asker, question))
 
     def _store_all(self, events: Sequence[Said]) -> None:
         received_us, began = now_us(), time.monotonic()
@@ -254,7 +277,7 @@ class Service:
             self._counters.duplicates += 1
         elif verdict.status == REFUSED:
             self._counters.refused[verdict.kind or REFUSED] += 1
-            log.warning("refused %s %s of %s: %s", event.kind, event.name, event.node, verdict.reason)
+            self._complaints.say(f"refused {event.kind} {event.name} of {event.node}: {verdict.reason}")
         if verdict.note:
             log.info("%s", verdict.note)
 
@@ -304,10 +327,8 @@ class Service:
             self._cannot_publish(error)
 
     def _cannot_publish(self, error: StoreUnavailable) -> None:
-        """Tried again many times a second, it is said once a minute."""
-        if time.monotonic() >= self._quiet_until_s:
-            log.error("nothing can be published: %s", error)
-            self._quiet_until_s = time.monotonic() + QUIET_S
+        """It is tried again many times a second."""
+        self._complaints.say(f"nothing can be published: {error}", logging.ERROR)
 
     def _publish(self, topic: bytes, event: bytes) -> None:
         """A subscriber that does not read loses it, and gets the last values when it comes again."""
@@ -338,7 +359,7 @@ class Service:
         self._views.settings = _of_views(self._config)
         self._sweeper.keep = _of_retention(self._config)
         if self._guard:
-            self._guard.rights = _of_rights(self._config)
+            self._guard.settle(self._config)
         if self._subscribers and has_other_rights:
             self._subscribers.hang_up()
         log.info("the settings are read again")
@@ -350,22 +371,20 @@ def _of_views(config: Config) -> Settings:
     return Settings(config.store, config.views_dir, given, limits)
 
 
-def _of_rights(config: Config) -> Rights:
-    return Rights(rights.read(config.rights))
-
-
 def _of_retention(config: Config) -> Keep:
     return Keep(config.keep_state_days, config.keep_dynamic_days, config.keep_changes_days)
 
 
-def _messages(source: Socket, most: int, most_bytes: int) -> list[tuple[Frames, zmq.Frame]]:
-    taken: list[tuple[Frames, zmq.Frame]] = []
-    size = 0
-    while len(taken) < most and size < most_bytes:
+def _messages(role: Role, source: Socket, shares: int) -> list[Taken]:
+    """No more than one of so many shares of a batch."""
+    most, most_bytes, until_s = MAX_BATCH // shares, MAX_BATCH_BYTES // shares, time.monotonic() + MAX_BATCH_S / shares
+    taken: list[Taken] = []
+    total = 0
+    while len(taken) < most and total < most_bytes and time.monotonic() < until_s:
         try:
-            message = receive(source)
+            frames, last = receive(source)
         except zmq.Again:
             break
-        taken.append(message)
-        size += sum(map(len, message[0]))
+        taken.append(Taken(role, frames, last, sum(map(len, frames))))
+        total += taken[-1].size
     return taken

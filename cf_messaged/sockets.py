@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import zmq
 
+from cf_messaged.budget import Budget
 from cf_messaged.config import OFF, Config
 from cf_messaged.keyring import LISTENER, Keyring, Strangers
 from cf_messaged.zap import DOMAIN, Handler
@@ -78,7 +79,8 @@ class Sockets:
         self._pair: Pair | None = None
         if keyring is not None:
             self._pair = _own_key(keyring.directory)
-            Handler(self._context, keyring, Strangers(keyring.directory))
+            handshakes = Budget(config.node_handshakes_a_minute)
+            Handler(self._context, keyring, Strangers(keyring.directory), handshakes)
         self._sockets: dict[Role, Socket] = {}
         try:
             for role in ROLES:
@@ -156,6 +158,7 @@ def _bound_in_size(socket: Socket) -> None:
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    socket.setsockopt(zmq.TCP_MAXRT, 3 * HEARTBEAT_MS)  # who says heartbeats, but reads nothing, is cut off too
     socket.setsockopt(zmq.LINGER, LINGER_MS)
 
 

@@ -39,9 +39,9 @@ class Subscribers:
 
     def __init__(self, socket: Socket, publisher: Publisher, guard: Guard | None, counters: Counters) -> None:
         """guard: without one, all may hear everything."""
-        self._socket, self._publisher, self._guard, self._counters = socket, publisher, guard, counters
+        self._socket, self._publisher, self._guard = socket, publisher, guard
+        self._counters, self._complaints = counters, Complaints()
         self._connections: dict[int, _Connection] = {}  # by descriptor
-        self._complaints = Complaints()
 
     def hear(self) -> None:
         """What they have said since."""
@@ -88,7 +88,7 @@ class Subscribers:
             connection.said_bytes += OVERHEAD_BYTES + len(frame)
             if connection.said_bytes <= MAX_SAID_BYTES:
                 return True
-            self._complaints.warn(
+            self._complaints.say(
                 f"a subscriber at {frame.get('Peer-Address')} has said more than {MAX_SAID_BYTES} bytes in one"
                 " connection, and has to begin anew: fewer or shorter topics will do"
             )
@@ -103,7 +103,7 @@ class Subscribers:
             return name is not None
         self._counters.refused[FORBIDDEN] += 1
         shown = topic.decode("utf-8", "backslashreplace")
-        self._complaints.warn(f"refused: {name} may not subscribe to '{shown:.200}': {WHERE}")
+        self._complaints.say(f"refused: {name} may not subscribe to '{shown:.200}': {WHERE}")
         return False
 
 

@@ -15,17 +15,28 @@ from cf_messaging.wire import ANSWERED, LATER, REFUSED, VIEW, canonical
 
 log = logging.getLogger(__name__)
 
-# Questions that wait for a process; who comes then is told to come later.
+# Questions that wait for a process, of all and of one node; who comes then is told to come later.
 MAX_WAITING = 100
+MAX_WAITING_OF_ONE = 10
+# An answer that a node does not read stays in memory, and libzmq counts messages, not bytes. Whoever reads nothing
+# is cut off after a minute (sockets.py), and what he was answered is freed: so what was said in such a time is all
+# that there can be.
+BYTES_TO_A_NODE = 64 * 1024 * 1024
+BYTES_TO_ALL = 512 * 1024 * 1024
 # Of a question: the pipe to a process takes as much before that is there to read it.
 MAX_PARAMETERS_CHARS = 32_768
 
 Frames = list[bytes]
 
 
-class Answered(NamedTuple):
-    """envelope: the frames that the answer begins with."""
+class Asker(NamedTuple):
+    """who: the node, as far as that is known, else the peer. envelope: the frames that the answer begins with."""
 
+    who: str | bytes
+    envelope: Frames
+
+
+class Answered(NamedTuple):
     envelope: Frames
     frame: bytes
 
@@ -35,7 +46,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self.process = ViewProcess()
-        self.envelope: Frames = []
+        self.asker = Asker(b"", [])
         self.since = 0.0
 
 
@@ -44,8 +55,8 @@ class ViewPool:
         self.settings = settings  # of what is asked next
         self._metrics = metrics
         self._desks = [_Desk() for _ in range(size)]
-        self._budget = Budget()
-        self._waiting: deque[tuple[Frames, Question]] = deque()
+        self._budget = Budget(BYTES_TO_A_NODE, BYTES_TO_ALL)
+        self._waiting: deque[tuple[Asker, Question]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -55,20 +66,18 @@ class ViewPool:
         """Descriptors on which an answer may come."""
         return [desk.process.pipe.fileno() for desk in self._desks if desk.process.pipe is not None]
 
-    def ask(self, envelope: Frames, question: Question) -> list[Answered]:
+    def ask(self, asker: Asker, question: Question) -> list[Answered]:
         """Returns the answer if it need not be waited for."""
         if len(canonical(question.parameters)) > MAX_PARAMETERS_CHARS:
             reason = f"the parameters of view '{question.name:.100}' have more than {MAX_PARAMETERS_CHARS} characters"
-            return [self._answered(envelope, failure(question, REFUSED, reason))]
-        now_s = time.monotonic()
-        if not self._budget.left(envelope[0], now_s):
-            reason, wait_s = "too many bytes of views were answered in this minute", self._budget.wait_s(now_s)
-        elif len(self._waiting) >= MAX_WAITING:
-            reason, wait_s = f"{MAX_WAITING} views wait already", RETRY_AFTER_S
-        else:
-            self._waiting.append((envelope, question))
-            return []
-        return [self._answered(envelope, failure(question, LATER, reason, wait_s))]
+            return [self._answered(asker, failure(question, REFUSED, reason))]
+        if wait_s := self._budget.wait_s(asker.who, time.monotonic()):
+            reason = "too many bytes of views were answered in this minute"
+            return [self._answered(asker, failure(question, LATER, reason, wait_s))]
+        if reason := self._has_no_room(asker):
+            return [self._answered(asker, failure(question, LATER, reason, RETRY_AFTER_S))]
+        self._waiting.append((asker, question))
+        return []
 
     def serve(self, ready: Container[object], now_us: int) -> list[Answered]:
         """To be called each round: what the processes have answered; who waits is asked. ready: of `files`."""
@@ -83,11 +92,18 @@ class ViewPool:
         for desk in self._desks:
             desk.process.close()
 
+    def _has_no_room(self, asker: Asker) -> str:
+        """Why a question cannot wait; empty if it can."""
+        if len(self._waiting) >= MAX_WAITING:
+            return f"{MAX_WAITING} views wait already"
+        is_full = sum(waiting.who == asker.who for waiting, _ in self._waiting) >= MAX_WAITING_OF_ONE
+        return f"{MAX_WAITING_OF_ONE} views of this node wait already" if is_full else ""
+
     def _ask_idle(self, now_us: int) -> list[Answered]:
         failed = []
         for desk in self._desks:
             if self._waiting and not desk.process.busy:
-                desk.envelope, question = self._waiting.popleft()
+                desk.asker, question = self._waiting.popleft()
                 desk.since = time.monotonic()
                 reply = desk.process.ask(question._replace(now=now_us), self.settings)
                 if reply:
@@ -96,17 +112,17 @@ class ViewPool:
 
     def _done(self, desk: _Desk, reply: Reply) -> Answered:
         self._metrics.view_seconds.observe(time.monotonic() - desk.since)
-        return self._answered(desk.envelope, reply)
+        return self._answered(desk.asker, reply)
 
-    def _answered(self, envelope: Frames, reply: Reply) -> Answered:
+    def _answered(self, asker: Asker, reply: Reply) -> Answered:
         counters = self._metrics.counters
         counters.refused[VIEW] += reply.status == REFUSED
         counters.later += reply.status == LATER
         counters.answered += reply.status == ANSWERED
         if reply.reason:
             log.warning("%s: %s", reply.status, reply.reason)
-        self._budget.spend(envelope[0], len(reply.frame))
-        return Answered(envelope, reply.frame)
+        self._budget.spend(asker.who, len(reply.frame))
+        return Answered(asker.envelope, reply.frame)
 
 
 def _has_news(process: ViewProcess, ready: Container[object]) -> bool:

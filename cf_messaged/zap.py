@@ -8,8 +8,9 @@ from threading import Thread
 
 import zmq
 
+from cf_messaged.budget import Budget
 from cf_messaged.keyring import WRITTEN_EACH_S, Keyring, Strangers
-from cf_messaging.keys import ZAP_ADDRESS, Caller, answered
+from cf_messaging.keys import ZAP_ADDRESS, Caller, NotNow, answered
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,11 @@ class Handler:
     belongs to its thread.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring, strangers: Strangers) -> None:
-        self._keyring, self._strangers = keyring, strangers
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], keyring: Keyring, strangers: Strangers, handshakes: Budget
+    ) -> None:
+        """handshakes: a minute, of each key that is let in, and of each address for all others."""
+        self._keyring, self._strangers, self._handshakes = keyring, strangers, handshakes
         shared: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
         self._asked = shared.socket(zmq.REP)
         self._asked.linger = 0
@@ -43,11 +47,18 @@ class Handler:
             raise
 
     def admit(self, caller: Caller) -> str:
-        """The key in hex: by it each message is known. Raises PermissionError."""
+        """The key in hex: by it each message is known. Raises PermissionError, NotNow."""
         if caller.domain != DOMAIN or caller.mechanism != "CURVE":
             raise PermissionError("a key is needed")
-        if caller.key in self._keyring.names():
+        is_known = caller.key in self._keyring.names()
+        self._count(caller.key if is_known else caller.address)
+        if is_known:
             return str(caller.key.hex())
         if not self._keyring.is_rejected(caller.key):
             self._strangers.note(caller.key, caller.address, time.time_ns() // 1000)
         raise PermissionError("this key is not accepted")
+
+    def _count(self, who: bytes | str) -> None:
+        if self._handshakes.wait_s(who, time.monotonic()):
+            raise NotNow("too many handshakes in this minute")
+        self._handshakes.spend(who, 1)

@@ -30,6 +30,10 @@ class BadKey(Exception):
     """One line: which key or file, what is wrong with it, and where known what mends it."""
 
 
+class NotNow(Exception):
+    """Who asks too often to come in may ask again later."""
+
+
 class Pair:
     """Of a CURVE socket; bytes. What shows it shows the public key alone."""
 
@@ -220,7 +224,7 @@ _NOT_ASKED = b"500", b"no request of ZAP 1.0", b""
 
 def answered(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> list[bytes]:
     """The reply to a request, frames of both as RFC 27 has them. admit: the user id of who may come in, empty if
-    none is needed; raises PermissionError, with a reason, for who may not.
+    none is needed; raises PermissionError or NotNow, with a reason, for who may not.
     """
     request = frames[1] if len(frames) > 1 else b""
     status, text, user = _verdict(frames, admit)
@@ -240,3 +244,5 @@ def _verdict(frames: Sequence[bytes], admit: Callable[[Caller], str]) -> tuple[b
         return b"200", b"OK", admit(caller).encode()
     except PermissionError as error:
         return b"400", str(error).encode(), b""
+    except NotNow as error:
+        return b"300", str(error).encode(), b""

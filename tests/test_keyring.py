@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
+from cf_messaged.budget import Budget
 from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make, read_strangers, write
 from cf_messaged.zap import Handler
 from cf_messaging.keys import answered, certificate
@@ -385,7 +387,7 @@ def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handler]:
     for folder, key in (("accepted", ACCEPTED_KEY), ("revoked", REVOKED_KEY), ("rejected", REJECTED_KEY)):
         write(directory / folder / "web1.key", certificate(key))
     context: zmq.Context[Socket] = zmq.Context()
-    yield Handler(context, Keyring(str(directory)), Strangers(str(directory)))
+    yield Handler(context, Keyring(str(directory)), Strangers(str(directory)), Budget(math.inf))
     context.destroy(linger=0)
 
 

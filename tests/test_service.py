@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import zmq
 
-from cf_messaged.budget import BYTES_TO_A_NODE, INTERVAL_S
+from cf_messaged.budget import INTERVAL_S
+from cf_messaged.view_pool import BYTES_TO_A_NODE
 from cf_messaging.wire import (
     ANSWERED,
     DUPLICATE,
