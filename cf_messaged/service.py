@@ -41,6 +41,8 @@ MAX_BATCH = 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 # Who says faster than it can be read must not keep a batch open for longer.
 MAX_BATCH_S = 0.02
+# Messages of one peer, one after the other: libzmq takes from each that has some in turn.
+MAX_IN_A_ROW = 128
 RETRY_AFTER_S = 10.0
 # How often a view that runs is looked at, whether it should be killed.
 LOOK_S = 0.5
@@ -376,15 +378,18 @@ def _of_retention(config: Config) -> Keep:
 
 
 def _messages(role: Role, source: Socket, shares: int) -> list[Taken]:
-    """No more than one of so many shares of a batch."""
+    """No more than one of so many shares of a batch; and not much of one who speaks while nobody else has anything to
+    say: somebody may at any time.
+    """
     most, most_bytes, until_s = MAX_BATCH // shares, MAX_BATCH_BYTES // shares, time.monotonic() + MAX_BATCH_S / shares
     taken: list[Taken] = []
-    total = 0
-    while len(taken) < most and total < most_bytes and time.monotonic() < until_s:
+    total = in_a_row = 0
+    while len(taken) < most and total < most_bytes and in_a_row < MAX_IN_A_ROW and time.monotonic() < until_s:
         try:
             frames, last = receive(source)
         except zmq.Again:
             break
+        in_a_row = in_a_row + 1 if taken and taken[-1].frames[0] == frames[0] else 0
         taken.append(Taken(role, frames, last, sum(map(len, frames))))
         total += taken[-1].size
     return taken

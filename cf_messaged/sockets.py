@@ -35,8 +35,10 @@ PUBLISHED_HIGH_WATER_MARK = 10_000
 BACKLOG = 4096
 # Somebody who connects and says nothing is let go of, as he holds a descriptor.
 HANDSHAKE_MS = 5_000
-# A node that lost its power holds one too, until three heartbeats are missed.
-HEARTBEAT_MS = 20_000
+# A node that lost its power holds one too, until the kernel has asked in vain for so long; and so does one that takes
+# nothing of what it is sent. Not by heartbeats of ZMTP: one that is due while what a gone peer has said still waits to
+# be taken makes libzmq abort the process.
+GONE_AFTER_S = 60
 # Descriptors beside those of connections: the store, the processes of views, libzmq's own, scrapes.
 RESERVE = 128
 # Answers that are on their way at the end.
@@ -156,9 +158,11 @@ def _bound_in_size(socket: Socket) -> None:
     socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-    socket.setsockopt(zmq.TCP_MAXRT, 3 * HEARTBEAT_MS)  # who says heartbeats, but reads nothing, is cut off too
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, GONE_AFTER_S // 3)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, GONE_AFTER_S // 3)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 2)
+    socket.setsockopt(zmq.TCP_MAXRT, 1000 * GONE_AFTER_S)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
 
 

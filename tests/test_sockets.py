@@ -18,10 +18,14 @@ import pytest
 import zmq
 
 import listener as module
+import zmtp
 from agent import Agent
+from cf_messaged import sockets
+from cf_messaged.config import Config
+from cf_messaged.sockets import REQUEST, Sockets, receive
 from cf_messaging.wire import LATER, MAX_EVENT_BYTES, STORED, Event, encode_event
 from listener import COMMAND, OTHER_STREAM, ROLES, TELLS, Listener, Node, Teller, cf_messaged, event, question
-from peers import Socket
+from peers import Socket, scaled
 from test_cfengine import wait_for
 from test_failures import policy
 from test_information import says
@@ -177,6 +181,65 @@ def test_a_subscriber_that_says_events_is_not_heard(running: Listener, plain: zm
     Node(plain, running.endpoint).say(event(2, data="said"))
     assert subscriber.poll(60_000) and json.loads(subscriber.recv_multipart()[1])["data"] == "said"
     assert names(running) == ["load"] and not [line for line in running.heard if "bug" in line]
+
+
+# ---- who is gone, or takes nothing
+
+# A listener that is held up, by its disk say, while a node that has said more than a pipe takes leaves.
+HELD_UP = """
+import time, zmq
+from cf_messaged import sockets
+from cf_messaged.config import Config
+sockets.GONE_AFTER_S = 3
+bound = sockets.Sockets(Config(request="tcp://127.0.0.1:*", push="off", publish="off", subscribe="off"))
+router = bound.get(sockets.REQUEST)
+context = zmq.Context()
+node = context.socket(zmq.DEALER)
+node.connect(bound.endpoints["request"])
+for _ in range(10 * sockets.RECEIVE_HIGH_WATER_MARK):
+    node.send_multipart([b"", b"an event"])
+assert router.poll(60_000)
+router.send_multipart([sockets.receive(router)[0][0], b"", b"an answer that it does not read"])
+node.close(linger=0)
+context.term()
+time.sleep(3 * sockets.GONE_AFTER_S)
+while router.poll(100):
+    sockets.receive(router)
+print("goes on")
+"""
+
+
+def test_a_node_that_leaves_while_the_listener_is_held_up() -> None:
+    """It costs nothing but its answers; with heartbeats of ZMTP, libzmq would abort the process."""
+    command = [sys.executable, "-c", HELD_UP]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=module.ROOT, timeout=scaled(60))
+    assert (ended.stdout, ended.stderr) == ("goes on\n", "")
+
+
+def test_who_takes_nothing_of_what_it_is_answered_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it says something now and then: else all that it is answered would stay in memory."""
+    monkeypatch.setattr(sockets, "GONE_AFTER_S", 3)
+    bound = Sockets(Config(request="tcp://127.0.0.1:*", push="off", publish="off", subscribe="off"))
+    router = bound.get(REQUEST)
+    assert router
+    with socket.create_connection(("127.0.0.1", int(bound.endpoints["request"].rsplit(":")[-1]))) as deaf:
+        deaf.sendall(zmtp.greeting())
+        assert len(deaf.recv(64, socket.MSG_WAITALL)) == 64
+        deaf.sendall(zmtp.ready(b"DEALER") + zmtp.message("3.0", [b"", b"a question"]))
+        assert router.poll(int(scaled(30) * 1000))
+        peer = receive(router)[0][0]
+        for _ in range(20):
+            router.send_multipart([peer, b"", b"x" * 1_000_000], zmq.DONTWAIT)
+        wait_for(lambda: is_cut_off(deaf))
+    bound.close()
+
+
+def is_cut_off(peer: socket.socket) -> bool:
+    try:
+        peer.sendall(zmtp.message("3.0", [b"", b"another one"]))
+    except ConnectionError:
+        return True
+    return False
 
 
 # ---- nobody is held up by others
