@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Of the listener, which asks for a newer Python and for packages that a node does without.
 LISTENERS_TESTS = (
-    "budget cli codec config durable fleet follow forget growth guard intake keyring kills loop metrics news"
+    "attacks budget cli codec config durable fleet follow forget growth guard intake keyring kills loop metrics news"
     " postgresql publisher reload retention rights rotation secrecy service share shown sockets store subscribers"
     " systemd unit views"
 ).split()
