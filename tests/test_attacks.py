@@ -259,7 +259,7 @@ GARBAGE = {
     "TLS": bytes.fromhex("1603010200010001fc0303") + bytes(508),
     "ZMTP 1": zmtp.handshake("1.0", "DEALER") + zmtp.message("1.0", [b"", EVENT]),
     "ZMTP 2": zmtp.handshake("2.0", "DEALER") + zmtp.message("2.0", [b"", EVENT]),
-    "no mechanism": zmtp.handshake("3.0", "DEALER") + SAID,
+    "no mechanism": zmtp.handshake("3.0", "DEALER"),
     "an unknown mechanism": zmtp.greeting(mechanism=b"CURVES") + SAID,
     "PLAIN": zmtp.greeting(mechanism=b"PLAIN") + zmtp.command(b"HELLO", b"\4root\4root") + SAID,
     "READY": CURVE + zmtp.ready(b"DEALER") + SAID,
