@@ -42,7 +42,7 @@ from agent import Agent, Run
 from cf_messaged.keyring import make, write
 from cf_messaging.keys import certificate, own_pair, public_key
 from cf_messaging.wire import MAX_PAYLOAD_BYTES, REFUSED, STORED, Answer, encode_event
-from listener import OTHER_STREAM, Keys, Node, accepted, cf_messaged, event, new_keys, question
+from listener import OTHER_STREAM, Node, accepted, cf_messaged, event, new_keys, question
 from peers import Gate, Socket, scaled
 from test_cfengine import wait_for
 from test_curve import certificate as certificate_of_pyzmq
@@ -112,17 +112,6 @@ def stored(hub: Hub) -> list[tuple[str, str]]:
     return select(hub.listener, f"SELECT node, name FROM latest WHERE node != '{BYSTANDER}' ORDER BY node, name")
 
 
-def caller(context: zmq.Context[Socket], endpoint: str, keys: Keys | None = None) -> Socket:
-    """That has an event for whoever lets it in."""
-    peer = context.socket(zmq.DEALER)
-    peer.linger = 0
-    if keys:
-        keys.secure(peer)
-    peer.connect(endpoint)
-    peer.send_multipart([b"", EVENT])
-    return peer
-
-
 # ---- where a node is attacked
 
 
@@ -160,8 +149,8 @@ def error_of(run: Run, name: str) -> str:
 
 def test_no_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     """libzmq ends the connection, on either side, as that of another mechanism."""
-    peer = caller(plain, hub.listener.endpoint)
-    assert failure(peer, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED)
+    ended = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
+    assert failure(plain, hub.listener.endpoint, ended)
     assert not stored(hub) and not hub.knocks()
 
 
@@ -183,8 +172,7 @@ def test_a_key_on_one_side_alone(hub: Hub, agent: Agent, start: Start, tmp_path:
 def test_an_unknown_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     """Status 400 of ZAP, and a line of log with the key."""
     keys = new_keys(hub.server)
-    peer = caller(plain, hub.listener.endpoint, keys)
-    assert failure(peer, zmq.EVENT_HANDSHAKE_FAILED_AUTH) == 400
+    assert failure(plain, hub.listener.endpoint, zmq.EVENT_HANDSHAKE_FAILED_AUTH, keys) == 400
     assert hub.listener.wait_for(f"a key that is not known was not let in: {keys.public}, from 127.0.0.1")
     assert stored(hub) == []
 
@@ -195,8 +183,7 @@ def test_a_revoked_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert Node(plain, hub.listener.endpoint, keys).say(event(1, name="before")).status == STORED
     assert hub.operate("revoke", "web1").returncode == 0
     write(hub.directory / "accepted/web1.key", certificate(bytes.fromhex(keys.public)))
-    peer = caller(plain, hub.listener.endpoint, keys)
-    assert failure(peer, zmq.EVENT_HANDSHAKE_FAILED_AUTH) == 400
+    assert failure(plain, hub.listener.endpoint, zmq.EVENT_HANDSHAKE_FAILED_AUTH, keys) == 400
     assert stored(hub) == [("web1", "before")]
 
 
