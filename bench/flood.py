@@ -8,11 +8,9 @@ were stored, with a 99th percentile no more than is allowed, and the bomber was 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -25,6 +23,7 @@ from figures import machine, ms, p99  # noqa: E402 - from the folders just added
 from retention import PRODUCERS, Producers  # noqa: E402
 from slow_view import WARM_UP_S  # noqa: E402
 
+from bomber import SAID, bombing  # noqa: E402
 from cf_messaging.wire import LATER  # noqa: E402
 from listener import Keys, Listener, Node, accepted  # noqa: E402
 
@@ -55,10 +54,10 @@ def measure_pair(settings: argparse.Namespace) -> float:
             producers = Producers(nodes, settings.a_second)
             producers.produce(WARM_UP_S)
             idle = producers.produce(settings.seconds)
-            tell("idle", idle, "")
-            bomber = start_bomber(listener.endpoint, keys[-1])
-            busy = producers.produce(settings.seconds)
-            tell("beside a bomber", busy, end(bomber))
+            tell("idle", idle)
+            with bombing(listener.endpoint, BOMBER, keys[-1]) as told:
+                busy = producers.produce(settings.seconds)
+            tell("beside a bomber", busy, told)
             return p99(busy) / p99(idle)
         finally:
             context.destroy(linger=0)
@@ -75,24 +74,15 @@ def listening(folder: Path) -> Iterator[tuple[Listener, list[Keys]]]:
         listener.end()
 
 
-def start_bomber(endpoint: str, keys: Keys) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "tests/bomber.py"), endpoint, BOMBER, *keys]
-    environment = {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def end(bomber: subprocess.Popen[str]) -> str:
-    """What it said, and what it was answered; it must have been told to come later."""
-    told = json.loads(bomber.communicate()[0])
-    said = told.pop("said")
-    if not told.get(LATER):
-        sys.exit(f"The bomber said {said:,} events and was never told to come later: {told}")
-    return f"{said:,} | " + ", ".join(f"{count:,} {status}" for status, count in told.items())
-
-
-def tell(name: str, took: list[float], bomber: str) -> None:
+def tell(name: str, took: list[float], bomber: Mapping[str, int] | None = None) -> None:
     figures = f"{len(took):,} | {ms(median(took))} | {ms(p99(took))}"
-    print(f"| {name} | {figures} | {bomber or '|'} |", flush=True)
+    said = ""
+    if bomber:
+        answers = ", ".join(f"{count:,} {status}" for status, count in bomber.items() if status != SAID)
+        said = f"{bomber[SAID]:,} | {answers}"
+        if not bomber[LATER]:
+            sys.exit(f"The bomber was never told to come later: {answers}")
+    print(f"| {name} | {figures} | {said or '|'} |", flush=True)
 
 
 if __name__ == "__main__":

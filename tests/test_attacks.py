@@ -13,7 +13,8 @@ of which is stored. Where a node is attacked, the same run of cf-agent keeps a p
  8. paths as names                          here
  9. variables and commands as names, data   here; SQL and control characters, in test_service.py
 10. an answer without end                   here; one that is a little too large, in test_failures.py
-11. a view without the right                here; which rights there are, in test_rights.py
+11. a view, a topic without the right       here the view, the topic in test_rights.py
+12. more events than a node may say         here; each limit, in test_guard.py
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -39,9 +40,10 @@ import zmq
 
 import zmtp
 from agent import Agent, Run
+from bomber import bombing
 from cf_messaged.keyring import make, write
 from cf_messaging.keys import certificate, own_pair, public_key
-from cf_messaging.wire import MAX_PAYLOAD_BYTES, REFUSED, STORED, Answer, encode_event
+from cf_messaging.wire import LATER, MAX_PAYLOAD_BYTES, REFUSED, STORED, Answer, encode_event
 from listener import OTHER_STREAM, Node, accepted, cf_messaged, event, new_keys, question
 from peers import Gate, Socket, scaled
 from test_cfengine import wait_for
@@ -608,3 +610,30 @@ def test_a_view_without_the_right(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert (others.status, others.rows, of_all.status, of_all.rows) == (REFUSED, None, REFUSED, None)
     assert "may see its own rows of view 'latest', no others" in others.reason
     assert "may not see view 'nodes', which is of all nodes" in of_all.reason
+
+
+# ---- 12
+
+
+def test_an_event_bomb(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """Who says events as fast as it can is told to come later; of twenty others none is refused or lost."""
+    names = [f"web{number}" for number in range(20)]
+    others = [Node(plain, hub.listener.endpoint, keys) for keys in accepted(hub.directory, names)]
+    answers: list[Answer] = []
+    with bombing(hub.listener.endpoint, "bomber", hub.new_node("bomber")) as told:
+        for number in count(1):
+            answers += say_each(others, number)
+            if any("put off: bomber has said 30000 events" in line for line in hub.listener.heard):
+                break
+        answers += say_each(others, number + 1)
+    assert {answer.status for answer in answers} == {STORED}
+    counted = select(hub.listener, "SELECT events FROM nodes WHERE node LIKE 'web%'")
+    assert counted == [(number + 1,)] * 20
+    assert told[LATER] > 0 and told[STORED] == 30_000
+
+
+def say_each(nodes: Sequence[Node], number: int) -> list[Answer]:
+    """All at once; in the order of the nodes."""
+    for place, node in enumerate(nodes):
+        node.send(event(number, node=f"web{place}", stream=f"{place:032x}", data=number))
+    return [node.receive()[1] for node in nodes]
