@@ -18,6 +18,7 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.rights import Rights
 
 IPC = "ipc"
+_SRCFD = int(zmq.SRCFD)  # as it is asked of each message, see sockets.py
 # Who goes on though he is told to come later is not even read any more once he has said so many times his share.
 PATIENCE = 2
 
@@ -79,8 +80,11 @@ class Guard:
 
 
 def descriptor_of(frame: zmq.Frame) -> int:
-    """Of the connection by which it came. Raises zmq.ZMQError if that has ended."""
-    return int(frame.get(zmq.SRCFD))
+    """Of the connection by which it came; -1 if no peer has sent it."""
+    try:
+        return int(frame.get(_SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _key_of(frame: zmq.Frame) -> bytes:

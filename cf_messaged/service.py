@@ -19,7 +19,7 @@ from cf_messaged.codec import encode_answer, encode_event
 from cf_messaged.complaints import Complaints
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
-from cf_messaged.guard import Guard, NotHeard, Sender
+from cf_messaged.guard import Guard, NotHeard, Sender, descriptor_of
 from cf_messaged.intake import Verdict
 from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
@@ -42,7 +42,7 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 # Who says faster than it can be read must not keep a batch open for longer.
 MAX_BATCH_S = 0.02
 # Messages of one peer, one after the other: libzmq takes from each that has some in turn.
-MAX_IN_A_ROW = 128
+MAX_IN_A_ROW = 64
 RETRY_AFTER_S = 10.0
 # How often a view that runs is looked at, whether it should be killed.
 LOOK_S = 0.5
@@ -384,12 +384,14 @@ def _messages(role: Role, source: Socket, shares: int) -> list[Taken]:
     most, most_bytes, until_s = MAX_BATCH // shares, MAX_BATCH_BYTES // shares, time.monotonic() + MAX_BATCH_S / shares
     taken: list[Taken] = []
     total = in_a_row = 0
+    sender = -1
     while len(taken) < most and total < most_bytes and in_a_row < MAX_IN_A_ROW and time.monotonic() < until_s:
         try:
             frames, last = receive(source)
         except zmq.Again:
             break
-        in_a_row = in_a_row + 1 if taken and taken[-1].frames[0] == frames[0] else 0
+        before, sender = sender, descriptor_of(last)
+        in_a_row = in_a_row + 1 if sender == before else 1
         taken.append(Taken(role, frames, last, sum(map(len, frames))))
         total += taken[-1].size
     return taken

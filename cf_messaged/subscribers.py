@@ -66,7 +66,7 @@ class Subscribers:
 
     def _heard(self, frame: zmq.Frame) -> None:
         said = frame.bytes
-        if not _has_peer(frame):
+        if descriptor_of(frame) < 0:  # the socket says it in the name of one that is gone
             self._publisher.heard(said, left=True)
             return
         is_wanted = said[:1] == SUBSCRIBED
@@ -78,7 +78,7 @@ class Subscribers:
 
     def _has_room(self, frame: zmq.Frame) -> bool:
         """Who has none is hung up on."""
-        with suppress(OSError, zmq.ZMQError):  # it has left
+        with suppress(OSError):  # it has left
             descriptor = descriptor_of(frame)
             inode = os.fstat(descriptor).st_ino
             connection = self._connections.get(descriptor)
@@ -104,13 +104,4 @@ class Subscribers:
         self._counters.refused[FORBIDDEN] += 1
         shown = topic.decode("utf-8", "backslashreplace")
         self._complaints.say(f"refused: {name} may not subscribe to '{shown:.200}': {WHERE}")
-        return False
-
-
-def _has_peer(frame: zmq.Frame) -> bool:
-    """Whether a peer has said it, and not the socket in the name of one that is gone."""
-    try:
-        frame.get("Peer-Address")
-        return True
-    except zmq.ZMQError:
         return False
