@@ -91,26 +91,47 @@ class Exchange:
         except Failure as failure:
             missed.append(failure)
             return False
-        # A listener has one of several keys, while it is replaced.
-        tries = [(address, each) for address in addresses for each in _each_key(talk)]
-        left = others + len(tries)
-        for address, keyed in tries:
+        left = others + len(addresses)
+        for address in addresses:
             left -= 1
-            hopeless = self._hopeless.get((address, keyed.curve))
-            if hopeless and not talk.bind:
-                missed.append(hopeless)
-                continue
-            # Where nobody came to a bound socket somebody may have come meanwhile: look, but hardly wait.
-            until = monotonic() + _LOOK_S if hopeless else _share(deadline, left + 1)
-            try:
-                self._attempt(keyed, Candidate(endpoint, address, until, left == 0), deadline, done)
+            place = Candidate(endpoint, address, _share(deadline, left + 1), left == 0)
+            came_of_it = self._tried(talk, place, deadline, done)
+            if came_of_it is None:
                 return True
-            except Failure as failure:
-                missed.append(failure)
-                self._learn((address, keyed.curve), failure, done)
-                if _is_final(failure, deadline):
-                    break
+            missed.append(came_of_it)
+            if _is_final(came_of_it, deadline):
+                break
         return False
+
+    def _tried(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> Failure | None:
+        """Why the conversation could not be held at this address, None if it was. A listener has one of several keys,
+        while it is replaced: what came of the first that is not refused counts.
+        """
+        refused = []
+        for keyed in sorted(_each_key(talk), key=lambda each: not self._is_open(each, place.address)):
+            failure = self._tried_with(keyed, place, deadline, done)
+            if failure is None or failure.reason is not Reason.REFUSED:
+                return failure
+            refused.append(failure)
+        return worst(refused)
+
+    def _is_open(self, talk: Conversation, address: str) -> bool:
+        link = self._links.get(self._key(talk, address))
+        return link is not None and link.peers > 0
+
+    def _tried_with(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> Failure | None:
+        where = place.address, talk.curve
+        hopeless = self._hopeless.get(where)
+        if hopeless and not talk.bind:
+            return hopeless
+        if hopeless:  # somebody may have come meanwhile to a bound socket: look, but hardly wait
+            place = place._replace(until=monotonic() + _LOOK_S)
+        try:
+            self._attempt(talk, place, deadline, done)
+        except Failure as failure:
+            self._learn(where, failure, done)
+            return failure
+        return None
 
     def _resolved(self, endpoint: str, deadline: float) -> list[str]:
         if endpoint in self._unresolved:

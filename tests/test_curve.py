@@ -337,6 +337,25 @@ def test_what_was_learnt_with_one_key_says_nothing_of_another(agent: Agent, peer
     assert run.classes == seen("wrong", *REFUSED) | seen("none", *REFUSED) | seen("right", "repaired", "delivered")
 
 
+def test_a_slow_peer_that_has_one_of_the_keys(agent: Agent, peer: StartPeer, keys: Keys) -> None:
+    """It has all the time, though another key is there to be tried."""
+    slow = peer("rep", "--answer", "World", "--delay", "8", *keys.serves())
+    curve = f'{{"server_key": ["{keys.peer.hex}", "{keys.stranger.hex}"]}}'
+    run = agent.run(messages(promise("p", "request", endpoint=slow.endpoint, payload="?", timeout="15", curve=curve)))
+    assert run.classes == seen("p", "repaired", "delivered")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_silent_peer_that_has_one_of_the_keys(agent: Agent, peer: StartPeer, keys: Keys, order: int) -> None:
+    """It is not said to have another key."""
+    silent = peer("rep", "--delay", "600", *keys.serves())
+    both = '", "'.join([keys.peer.hex, keys.stranger.hex][::order])
+    curve = f'{{"server_key": ["{both}"]}}'
+    run = agent.run(messages(promise("p", "request", endpoint=silent.endpoint, payload="?", timeout="3", curve=curve)))
+    assert run.classes == seen("p", "not_kept", "failed", "timed_out")
+    assert "its key is not" not in error_of(run, "p")
+
+
 @contextmanager
 def caller(endpoint: str, keys: Keys, who: str) -> Iterator[Callable[[], None]]:
     """Connects a REQ with a question to a promise, as `stranger`, `plain` or `impostor`: the right key, which takes
