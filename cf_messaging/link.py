@@ -193,7 +193,7 @@ class Link:
             if self._silent >= _SILENT_ENOUGH:
                 key = self._security.server_key.hex()
                 wrong = f"its key is not {key}" if self.connects else "it takes this node for another"
-                self._refuse(f"ends CURVE's handshake: {wrong}, or it does not use CURVE")
+                self._refuse(f"ends CURVE's handshake: {wrong}, or it does not use CURVE or has let in enough for now")
 
     def _is_other_mechanism(self, deadline: float) -> bool:
         self._mechanism = self._mechanism or mechanism(self.address, deadline)
