@@ -421,7 +421,8 @@ def check_answer(message: Message, answer: wire.Answer) -> None:
     elif message.kind == SOUND:
         assert answer.status != wire.REFUSED or re.search("^promised by|is .* a clone", answer.reason)
     assert answer.status in (*ON_DISK, wire.ANSWERED) or answer.reason
-    assert answer.status != wire.LATER  # nothing is wrong with the store
+    # Nothing is wrong with the store; and these do not wait for one answer before the next question.
+    assert answer.status != wire.LATER or "views of this node wait already" in answer.reason
     assert answer.id in ("", id_of(message.frames[-1]))
 
 
@@ -590,7 +591,7 @@ def say_far_too_much(context: zmq.Context[Socket], listener: Listener, role: str
 
 @needs_listener
 def test_a_cf_messaged_that_does_not_answer(tmp_path: Path, plain: zmq.Context[Socket]) -> None:
-    """Whatever is pushed, published or said by a pair is stored, or refused with a line of log."""
+    """Whatever is pushed, published or said by a pair is stored, or refused and counted, with some lines of log."""
     listener = Listener(tmp_path, *ALL_SOCKETS)
     tellers = Tellers(plain, listener)
 
@@ -608,7 +609,7 @@ def test_a_cf_messaged_that_does_not_answer(tmp_path: Path, plain: zmq.Context[S
         tell()
         tellers.check()
     ended = re.search("refused ([0-9]+)", listener.heard[-1])
-    assert ended and int(ended[1]) == sum("warning: refused" in line for line in listener.heard)
+    assert ended and 0 < sum("warning: refused" in line for line in listener.heard) <= int(ended[1])
 
 
 # ---- to a cf-messaged, which publishes
