@@ -41,13 +41,14 @@ class Guard:
     def __init__(self, keyring: Keyring, config: Config) -> None:
         self._keyring = keyring
         self._names: Mapping[bytes, str] = {}
+        self._events, self._bytes = Budget(0), Budget(0)
         self.settle(config)
 
     def settle(self, config: Config) -> None:
         """Other settings count from now on. A minute of a limit may come at once, as a queue of a night does."""
         self.rights = Rights(rights.read(config.rights))
-        self._events = Budget(INTERVAL_S * config.node_events_a_second)
-        self._bytes = Budget(INTERVAL_S * config.node_bytes_a_second)
+        self._events.each = INTERVAL_S * config.node_events_a_second
+        self._bytes.each = INTERVAL_S * config.node_bytes_a_second
 
     def check(self) -> bool:
         """Whether others are let in than before."""
@@ -55,9 +56,13 @@ class Guard:
         self._names = names
         return names is not before
 
+    def known_as(self, last: zmq.Frame) -> str | None:
+        """Who has sent a message with this last frame; None if he is let in no more."""
+        return self._names.get(_key_of(last))
+
     def name_of(self, last: zmq.Frame) -> str | None:
-        """Of who has sent a message with this last frame; who is let in no more is hung up on."""
-        name = self._names.get(_key_of(last))
+        """The same, of what has come just now: who is let in no more is hung up on."""
+        name = self.known_as(last)
         if name is None:
             hang_up(last)
         return name
@@ -67,16 +72,18 @@ class Guard:
         name = self.name_of(last)
         if name is None:
             raise NotHeard(REVOKED)
-        for budget, amount, what in ((self._events, 1, "events"), (self._bytes, size, "bytes")):
-            if budget.wait_s(name, now_s, PATIENCE):
-                hang_up(last)
-                raise NotHeard(FLOODING)
-            wait_s = budget.wait_s(name, now_s)
+        limits = (self._events, 1, "events"), (self._bytes, size, "bytes")
+        if any(budget.wait_s(name, now_s, PATIENCE) for budget, _, _ in limits):
+            hang_up(last)
+            raise NotHeard(FLOODING)
+        waits = [(budget.wait_s(name, now_s), budget.each, what) for budget, _, what in limits]
+        for budget, amount, _ in limits:
             budget.spend(name, amount)
-            if wait_s:
-                limit = f"node_{what}_a_second is {budget.each / INTERVAL_S:.0f}"
-                return Sender(name, f"{name} has said {budget.each:.0f} {what} in a minute, and {limit}", wait_s)
-        return Sender(name)
+        wait_s, most, what = max(waits)
+        if not wait_s:
+            return Sender(name)
+        limit = f"node_{what}_a_second is {most / INTERVAL_S:.0f}"
+        return Sender(name, f"{name} has said {most:.0f} {what} in a minute, and {limit}", wait_s)
 
 
 def descriptor_of(frame: zmq.Frame) -> int:

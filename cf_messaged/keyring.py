@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+from cf_messaged.complaints import Complaints
 from cf_messaged.times import rfc3339
 from cf_messaging.keys import SUFFIX, BadKey, from_hex, give_to_owner, public_key, write_private
 
@@ -136,13 +137,14 @@ class Strangers:
         self._path = Path(directory) / STRANGERS
         self._noted: dict[bytes, Stranger] = {stranger.key: stranger for stranger in read_strangers(directory)}
         self._written_s = 0.0
+        self._complaints = Complaints()
         self.is_new = False  # something is not written yet
 
     def note(self, key: bytes, address: str, now_us: int) -> None:
         before = self._noted.pop(key, None)
         first, times = (before.first, before.times) if before else (now_us, 0)
         if before is None:
-            log.warning("a key that is not known was not let in: %s, from %s", key.hex(), address)
+            self._complaints.say(address, f"a key that is not known was not let in: {key.hex()}, from {address}")
         self._noted[key] = Stranger(key, address, first, now_us, times + 1)
         while len(self._noted) > MAX_STRANGERS:
             del self._noted[next(iter(self._noted))]

@@ -25,7 +25,7 @@ CHUNK = 256
 CHUNK_BYTES = 8 * 1024 * 1024
 MAX_READS = 64
 
-_UNSUBSCRIBED, SUBSCRIBED = b"\0", b"\1"
+UNSUBSCRIBED, SUBSCRIBED = b"\0", b"\1"
 _EVERYTHING = b""
 _T = TypeVar("_T", bound=Hashable)
 
@@ -176,7 +176,7 @@ class Publisher:
         little, and loses nothing.
         """
         sign, prefix = frame[:1], frame[1:]
-        if sign not in (SUBSCRIBED, _UNSUBSCRIBED) or not bounds(prefix).kinds:
+        if sign not in (SUBSCRIBED, UNSUBSCRIBED) or not bounds(prefix).kinds:
             return False
         if sign == SUBSCRIBED:
             self._subscriptions.add(prefix)

@@ -41,6 +41,8 @@ MAX_BATCH = 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 # Who says faster than it can be read must not keep a batch open for longer.
 MAX_BATCH_S = 0.02
+# For which a frame counts, as it takes time too.
+FRAME_BYTES = 256
 # Messages of one peer, one after the other: libzmq takes from each that has some in turn.
 MAX_IN_A_ROW = 64
 RETRY_AFTER_S = 10.0
@@ -57,7 +59,7 @@ class Said(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A message. last: its last frame, which tells by which key it came. size: in bytes."""
+    """A message. last: its last frame, which tells by which key it came. size: in bytes, with what frames count for."""
 
     role: Role
     frames: Frames
@@ -78,7 +80,7 @@ class Service:
         self._counters = self.metrics.counters
         self._config, self._load = config, load
         self._store, self._store_lost = store, False
-        self._complaints = Complaints()
+        self._complaints, self._troubles = Complaints(), Complaints()  # of others, and of its own
         self._publisher = Publisher()
         self._sweeper = Sweeper(store, _of_retention(config))
         self._stopping = self._reloading = False
@@ -190,9 +192,9 @@ class Service:
 
     def _serve(self, messages: Sequence[Taken]) -> None:
         events: list[Said] = []
-        for envelope, said, kind in self._understood(messages):
+        for who, (envelope, said, kind) in self._understood(messages):
             if isinstance(said, Answer):
-                self._turn_away(envelope, said, kind)
+                self._turn_away(who, envelope, said, kind)
             elif envelope is not None and intake.is_question(said):
                 self._ask(envelope, said)
             else:
@@ -200,8 +202,10 @@ class Service:
         if events:
             self._store_all(events)
 
-    def _understood(self, messages: Sequence[Taken]) -> Iterator[intake.Delivery]:
-        """With keys, nothing of one that is let in no more, or says far too much."""
+    def _understood(self, messages: Sequence[Taken]) -> Iterator[tuple[str | int, intake.Delivery]]:
+        """With who has said it: the node, by its key, or the connection. Nothing of one that is let in no more, or says
+        far too much.
+        """
         now_s = time.monotonic()
         for message in messages:
             try:
@@ -209,7 +213,7 @@ class Service:
             except NotHeard as rule:
                 self._counters.refused[str(rule)] += 1
             else:
-                yield self._permitted(message, sender)
+                yield sender.name if sender else descriptor_of(message.last), self._permitted(message, sender)
 
     def _permitted(self, message: Taken, sender: Sender | None) -> intake.Delivery:
         """What of it may be said, and now."""
@@ -226,14 +230,15 @@ class Service:
             return intake.read(message.frames, self._store.id)
         return intake.read_unanswered(message.frames, message.role.before, self._store.id)
 
-    def _turn_away(self, envelope: Frames | None, answer: Answer, kind: str) -> None:
+    def _turn_away(self, who: str | int, envelope: Frames | None, answer: Answer, kind: str) -> None:
         if answer.status == REFUSED:
             self._counters.refused[kind] += 1
-            self._complaints.say(f"refused {answer.id or 'a message without an id'}: {answer.reason}")
+            self._complaints.say(who, f"refused {answer.id or 'a message without an id'}: {answer.reason}")
         else:
             self._counters.later += 1
             self._counters.lost += envelope is None
-            self._complaints.say(f"put off: {answer.reason}{'; what nobody answers is lost' * (envelope is None)}")
+            lost = "; what nobody answers is lost" if envelope is None else ""
+            self._complaints.say(who, f"put off: {answer.reason}{lost}")
         self._send(envelope, encode_answer(answer))
 
     def _ask(self, envelope: Frames, said: Event) -> None:
@@ -279,9 +284,9 @@ class Service:
             self._counters.duplicates += 1
         elif verdict.status == REFUSED:
             self._counters.refused[verdict.kind or REFUSED] += 1
-            self._complaints.say(f"refused {event.kind} {event.name} of {event.node}: {verdict.reason}")
+            self._complaints.say(event.node, f"refused {event.kind} {event.name} of {event.node}: {verdict.reason}")
         if verdict.note:
-            log.info("%s", verdict.note)
+            self._complaints.say(event.node, verdict.note, logging.INFO)
 
     def _answer(self, answers: Sequence[Answered]) -> None:
         for envelope, frame in answers:
@@ -330,7 +335,7 @@ class Service:
 
     def _cannot_publish(self, error: StoreUnavailable) -> None:
         """It is tried again many times a second."""
-        self._complaints.say(f"nothing can be published: {error}", logging.ERROR)
+        self._troubles.say("", f"nothing can be published: {error}", logging.ERROR)
 
     def _publish(self, topic: bytes, event: bytes) -> None:
         """A subscriber that does not read loses it, and gets the last values when it comes again."""
@@ -362,8 +367,8 @@ class Service:
         self._sweeper.keep = _of_retention(self._config)
         if self._guard:
             self._guard.settle(self._config)
-        if self._subscribers and has_other_rights:
-            self._subscribers.hang_up()
+            if self._subscribers and has_other_rights:
+                self._subscribers.hang_up()
         log.info("the settings are read again")
 
 
@@ -392,6 +397,6 @@ def _messages(role: Role, source: Socket, shares: int) -> list[Taken]:
             break
         before, sender = sender, descriptor_of(last)
         in_a_row = in_a_row + 1 if sender == before else 1
-        taken.append(Taken(role, frames, last, sum(map(len, frames))))
+        taken.append(Taken(role, frames, last, sum(map(len, frames)) + FRAME_BYTES * len(frames)))
         total += taken[-1].size
     return taken

@@ -25,6 +25,8 @@ Frames = list[bytes]
 
 # Twice what is allowed, so that a node that says too much is told so; one that says more is cut off.
 MAX_FRAME_BYTES = 2 * MAX_EVENT_BYTES
+# No message that is understood has as many.
+MAX_FRAMES = 64
 # Messages of each peer that wait here; the rest waits at the peer.
 RECEIVE_HIGH_WATER_MARK = 64
 # Messages to each peer: answers to all that it can have in flight at once, or a node that reads would lose some.
@@ -178,12 +180,14 @@ def _of_its_type(socket: Socket, role: Role) -> None:
 
 
 def receive(source: Socket) -> tuple[Frames, zmq.Frame]:
-    """A message that is there, and its last frame, for the guard. Raises zmq.Again if none is."""
+    """A message that is there, and its last frame, for the guard; frames beyond MAX_FRAMES are shown empty. Raises
+    zmq.Again if none is.
+    """
     frame = source.recv(_DONTWAIT, copy=False)
     frames = [frame.bytes]
     while frame.more:
         frame = source.recv(_DONTWAIT, copy=False)
-        frames.append(frame.bytes)
+        frames.append(frame.bytes if len(frames) < MAX_FRAMES else b"")
     return frames, frame
 
 

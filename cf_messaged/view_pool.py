@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Container
 from typing import NamedTuple
 
 from cf_messaged.budget import Budget
+from cf_messaged.complaints import Complaints
 from cf_messaged.metrics import Metrics
 from cf_messaged.view_process import RETRY_AFTER_S, Question, Reply, Settings, ViewProcess, failure
 from cf_messaging.wire import ANSWERED, LATER, REFUSED, VIEW, canonical
 
-log = logging.getLogger(__name__)
-
 # Questions that wait for a process, of all and of one node; who comes then is told to come later.
 MAX_WAITING = 100
 MAX_WAITING_OF_ONE = 10
-# An answer that a node does not read stays in memory, and libzmq counts messages, not bytes. Whoever reads nothing
-# is cut off after a minute (sockets.py), and what he was answered is freed: so what was said in such a time is all
-# that there can be.
+# In a minute. An answer that a node does not read stays in memory, and libzmq counts messages, not bytes. Whoever takes
+# nothing is cut off after a minute (sockets.py), and what he was answered is freed.
 BYTES_TO_A_NODE = 64 * 1024 * 1024
 BYTES_TO_ALL = 512 * 1024 * 1024
 # Of a question: the pipe to a process takes as much before that is there to read it.
@@ -55,6 +52,7 @@ class ViewPool:
         self.settings = settings  # of what is asked next
         self._metrics = metrics
         self._desks = [_Desk() for _ in range(size)]
+        self._complaints = Complaints()
         self._budget = Budget(BYTES_TO_A_NODE, BYTES_TO_ALL)
         self._waiting: deque[tuple[Asker, Question]] = deque()
 
@@ -120,7 +118,8 @@ class ViewPool:
         counters.later += reply.status == LATER
         counters.answered += reply.status == ANSWERED
         if reply.reason:
-            log.warning("%s: %s", reply.status, reply.reason)
+            whom = f" to {asker.who}" if isinstance(asker.who, str) else ""
+            self._complaints.say(asker.who, f"{reply.status}{whom}: {reply.reason}")
         self._budget.spend(asker.who, len(reply.frame))
         return Answered(asker.envelope, reply.frame)
 

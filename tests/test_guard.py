@@ -13,7 +13,7 @@ from cf_messaged.budget import INTERVAL_S
 from cf_messaged.keyring import listed, write
 from cf_messaged.view_pool import MAX_WAITING_OF_ONE
 from cf_messaging.keys import certificate, own_pair, public_key
-from cf_messaging.wire import LATER, STORED
+from cf_messaging.wire import LATER, REFUSED, STORED, decode_answer
 from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, event, new_keys, question
 from peers import Socket, scaled
 from test_cfengine import wait_for
@@ -69,6 +69,29 @@ def test_bytes_beyond_what_a_node_may_say(listen: Start, plain: zmq.Context[Sock
     answers = bomber.say_all(event(number, data="x" * 100_000) for number in range(1, 9))
     assert statuses(answers) == [STORED] * 6 + [LATER] * 2
     assert answers[-1].reason == "web1 has said 600000 bytes in a minute, and node_bytes_a_second is 10000"
+    assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
+
+
+def test_bytes_count_beside_events(listen: Start, plain: zmq.Context[Socket]) -> None:
+    """Who is put off for the number of his events is hung up on for their size."""
+    listener = listen(node_events_a_second=1, node_bytes_a_second=1000)
+    bomber, other = nodes(plain, listener)
+    for number in range(1, MINUTE + 1):
+        bomber.send(event(number))
+    for number in range(1, 4):
+        bomber.send(event(MINUTE + number, data="x" * 60_000))
+    wait_for(lambda: count_of(listener, "refused", "flooding") >= 1)
+    assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
+
+
+def test_frames_count_too(listen: Start, plain: zmq.Context[Socket]) -> None:
+    """A message of many is refused, and has used up the bytes of a minute, as it took so long."""
+    listener = listen(node_bytes_a_second=10_000)
+    bomber, other = nodes(plain, listener)
+    bomber.socket.send_multipart([b""] * 3000 + [b"{}"])
+    _, *_, frame = bomber.socket.recv_multipart()
+    assert decode_answer(frame).status == REFUSED
+    assert bomber.say(event(1)).status == LATER
     assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
 
 

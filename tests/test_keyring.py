@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -187,6 +188,26 @@ def test_what_is_revoked_is_out_at_once(hub: Hub, plain: zmq.Context[Socket]) ->
     assert select(hub.listener, "SELECT node, sequence FROM history ORDER BY row") == [("web1", 1), ("web2", 1)]
     back = hub.operate("accept", keys.public, "web1")
     assert back.returncode == 1 and "was revoked, and stays so" in back.stderr
+
+
+def test_a_key_of_another_name(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """What was granted to it under the name before ends: it is hung up on, and comes again as who it is now."""
+    settings = hub.directory.parent / "settings.toml"
+    settings.write_text('[[rights]]\nnodes = ["web1"]\nsubscribe = ["*"]\n')
+    hub.listener.process.send_signal(signal.SIGHUP)
+    hub.listener.wait_for("the settings are read again")
+    node, keys = Node(plain, hub.listener.endpoint, hub.new_node("web2")), hub.new_node("web1")
+    subscriber = plain.socket(zmq.SUB)
+    keys.secure(subscriber)
+    subscriber.subscribe(b"state/")
+    subscriber.linger = 0
+    subscriber.connect(hub.listener.endpoints["subscribe"])
+    assert node.say(event(1, node="web2")).status == STORED
+    assert subscriber.poll(int(scaled(30) * 1000)) and subscriber.recv_multipart()
+    os.rename(hub.directory / "accepted/web1.key", hub.directory / "accepted/web3.key")
+    wait_for(lambda: not subscriber.poll(50) and any("web3 may not subscribe" in line for line in hub.listener.heard))
+    assert node.say(event(2, node="web2")).status == STORED
+    assert is_silent(subscriber)
 
 
 def test_on_a_path_too(start: Start, tmp_path: Path, plain: zmq.Context[Socket]) -> None:  # noqa: F811

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from time import sleep
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from cf_messaged.publisher import INTERVAL_S, Bounds, Key, Publisher, Resend, Va
 from cf_messaged.subscribers import Subscribers
 from cf_messaging.wire import KINDS, MAX_TOPIC_BYTES
 from peers import Socket, scaled
+from test_cfengine import wait_for
 
 NAMES = ["a", "a/", "a/b", "a-b", "a/b/n", "/", "//", "/a", "b", "é", "ê", "éa/日本", "𝄞/x", "\ud7ff", "\U0010ffff"]
 NODES = ["n", "n1", "b", "a.b:1"]
@@ -514,6 +518,14 @@ def subscriber(plain: zmq.Context[Socket], xpub: Socket, prefix: bytes) -> Socke
     return made
 
 
+def unfiltered(plain: zmq.Context[Socket], xpub: Socket, prefix: bytes) -> Socket:
+    """A subscriber that shows all that it is sent."""
+    made = plain.socket(zmq.XSUB)
+    made.connect(endpoint_of(xpub))
+    made.send(b"\1" + prefix)
+    return made
+
+
 def say(xpub: Socket, frame: bytes) -> socket.socket:
     """Of a peer that waits for the greeting before it goes on: XPUB would else end the connection."""
     hostile = socket.create_connection(("127.0.0.1", int(endpoint_of(xpub).rsplit(":")[-1])), scaled(30))
@@ -546,3 +558,43 @@ def test_a_real_peer_cannot_unsubscribe_others(xpub: Socket, plain: zmq.Context[
     assert made.wants(b"state/a/n/")
     xpub.send_multipart([b"state/a/n/", b"the event"])
     assert subscribed.poll(int(scaled(30) * 1000)) and subscribed.recv_multipart() == [b"state/a/n/", b"the event"]
+
+
+def test_nobody_is_granted_what_another_one_wants(xpub: Socket, plain: zmq.Context[Socket]) -> None:
+    """After a message that is no subscription XPUB would grant each to who comes next. All have theirs."""
+    subscribers = Subscribers(xpub, Publisher(), None, Counters())
+    junk = plain.socket(zmq.XSUB)
+    junk.connect(endpoint_of(xpub))
+    junk.send(b"\2")
+    assert xpub.poll(int(scaled(30) * 1000))
+    standing = [unfiltered(plain, xpub, prefix) for prefix in (b"state/", b"common/")]
+    sleep(0.2)  # they are all there when they are heard; otherwise there is nothing to be confused
+    assert xpub.poll(0)
+
+    def have_all_heard() -> bool:
+        subscribers.hear()
+        for topic in (b"state/a/n/", b"common/a/n/"):
+            xpub.send_multipart([topic, b"the event"])
+        return all(each.poll(50) for each in standing)
+
+    wait_for(have_all_heard)
+    topics = [{each.recv_multipart()[0] for _ in iter(partial(each.poll, 50), 0)} for each in standing]
+    assert topics == [{b"state/a/n/"}, {b"common/a/n/"}]
+
+
+def test_nobody_else_is_hung_up_on(xpub: Socket, plain: zmq.Context[Socket]) -> None:
+    """Who has left has also left its descriptor, to another connection of this process say."""
+    made = Publisher()
+    subscribers = Subscribers(xpub, made, None, Counters())
+    leaving = subscriber(plain, xpub, b"state/")
+    assert xpub.poll(int(scaled(30) * 1000))
+    subscribers.hear()
+    [descriptor] = subscribers._connections
+    leaving.close(linger=0)
+    wait_for(lambda: not os.path.exists(f"/proc/self/fd/{descriptor}"))
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+        others = [stack.enter_context(socket.create_connection(server.getsockname())) for _ in range(20)]
+        assert descriptor in {other.fileno() for other in others}
+        subscribers.hang_up()
+        for other in others:
+            other.sendall(b"as before")
