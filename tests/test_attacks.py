@@ -66,6 +66,7 @@ connections = 3000
 [[rights]]
 nodes = ["hub"]
 ask = ["*"]
+subscribe = ["*"]
 """
 
 
