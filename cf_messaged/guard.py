@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ IPC = "ipc"
 _SRCFD = int(zmq.SRCFD)  # as it is asked of each message, see sockets.py
 # Who goes on though he is told to come later is not even read any more once he has said so many times his share.
 PATIENCE = 2
+# In which what an ended connection has said before is read.
+STALE_S = 1.0
 
 
 class NotHeard(Exception):
@@ -42,6 +45,7 @@ class Guard:
         self._keyring = keyring
         self._names: Mapping[bytes, str] = {}
         self._events, self._bytes = Budget(0), Budget(0)
+        self._hung_up_s: dict[int, float] = {}  # by descriptor
         self.settle(config)
 
     def settle(self, config: Config) -> None:
@@ -56,25 +60,19 @@ class Guard:
         self._names = names
         return names is not before
 
-    def known_as(self, last: zmq.Frame) -> str | None:
+    def name_of(self, last: zmq.Frame) -> str | None:
         """Who has sent a message with this last frame; None if he is let in no more."""
         return self._names.get(_key_of(last))
-
-    def name_of(self, last: zmq.Frame) -> str | None:
-        """The same, of what has come just now: who is let in no more is hung up on."""
-        name = self.known_as(last)
-        if name is None:
-            hang_up(last)
-        return name
 
     def sender(self, last: zmq.Frame, size: int, now_s: float) -> Sender:
         """Of a message of so many bytes with this last frame. Raises NotHeard."""
         name = self.name_of(last)
         if name is None:
+            self._hang_up(last, now_s)
             raise NotHeard(REVOKED)
         limits = (self._events, 1, "events"), (self._bytes, size, "bytes")
         if any(budget.wait_s(name, now_s, PATIENCE) for budget, _, _ in limits):
-            hang_up(last)
+            self._hang_up(last, now_s)
             raise NotHeard(FLOODING)
         waits = [(budget.wait_s(name, now_s), budget.each, what) for budget, _, what in limits]
         for budget, amount, _ in limits:
@@ -84,6 +82,13 @@ class Guard:
             return Sender(name)
         limit = f"node_{what}_a_second is {most / INTERVAL_S:.0f}"
         return Sender(name, f"{name} has said {most:.0f} {what} in a minute, and {limit}", wait_s)
+
+    def _hang_up(self, last: zmq.Frame, now_s: float) -> None:
+        """Once: what he has said before goes on to come, when his descriptor may be of another connection."""
+        descriptor = descriptor_of(last)
+        if now_s - self._hung_up_s.get(descriptor, -math.inf) > STALE_S:
+            self._hung_up_s[descriptor] = now_s
+            hang_up(last)
 
 
 def descriptor_of(frame: zmq.Frame) -> int:

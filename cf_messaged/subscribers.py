@@ -61,7 +61,7 @@ class Subscribers:
     def check(self) -> None:
         """To be called when other keys are let in, or under other names: who is another now is hung up on."""
         for descriptor, connection in list(self._connections.items()):
-            if self._guard and self._guard.known_as(connection.last) != connection.name:
+            if self._guard and self._guard.name_of(connection.last) != connection.name:
                 self._connections.pop(descriptor).hang_up()
 
     def hang_up(self) -> None:
@@ -89,6 +89,7 @@ class Subscribers:
     def _is_granted(self, frame: zmq.Frame, said: bytes) -> bool:
         name = self._guard.name_of(frame) if self._guard else None
         if self._guard and name is None:
+            hang_up(frame)
             return False
         return self._has_room(frame, name) and (said[:1] == UNSUBSCRIBED or self._may_subscribe(name, said[1:]))
 
