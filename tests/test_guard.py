@@ -105,7 +105,8 @@ def test_who_goes_on_is_hung_up_on(listen: Start, plain: zmq.Context[Socket]) ->
     assert monitor.poll(int(scaled(30) * 1000))
     bomber.socket.disable_monitor()
     assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
-    assert count_of(listener, "refused", "flooding") >= 1
+    # And no scrape was cut off, by whose descriptor it may have now.
+    assert {count_of(listener, "refused", "flooding") >= 1 for _ in range(20)} == {True}
     assert count_of(listener, "stored") + count_of(listener, "later") == 2 * MINUTE + 1
 
 
