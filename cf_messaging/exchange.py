@@ -217,7 +217,7 @@ class Exchange:
         """After a failure: a late answer must not be mistaken for the next one, and what leads nowhere is closed."""
         key = self._key(talk, address)
         link = self._links.get(key)
-        if link and (talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
+        if link and (link.is_flooded or talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
             self._links.pop(key).close()
 
 

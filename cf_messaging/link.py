@@ -12,7 +12,7 @@ import zmq
 
 from .addresses import mechanism, why_unreachable
 from .outcomes import Failure, Reason
-from .wire import MAX_PAYLOAD_BYTES
+from .wire import MAX_PAYLOAD_BYTES, MAX_RECEIVED_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ _MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 # Between two tries to connect, at first and at last; not the same for all nodes, who find a listener gone together.
 _RECONNECT_MS = 50 + os.getpid() % 50
 _RECONNECT_MAX_MS = 1_000
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LOOK_MS = 100  # while nothing comes, whether it is something too large
 _AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
 _FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
@@ -62,12 +64,14 @@ class Link:
         "_failing",
         "_mechanism",
         "_monitor",
+        "_resident",
         "_security",
         "_silent",
         "_trouble",
         "address",
         "connects",
         "endpoint",
+        "is_flooded",
         "kind",
         "losses",
         "peers",
@@ -100,6 +104,8 @@ class Link:
         self._trouble: Failure | None = None
         self._security = security
         self._mechanism = ""  # of the peer, once it was asked for
+        self._resident = 0  # bytes of this process, since nothing comes
+        self.is_flooded = False  # by what will never be a message: nothing else will come
         self._silent = 0  # handshakes that failed without a word
         self.kind = talk.pattern.socket
         self.socket = context.socket(getattr(zmq, self.kind))
@@ -151,12 +157,25 @@ class Link:
         self._checked = now
 
     def wait(self, flags: int, deadline: float) -> bool:
-        """True when the socket may be ready for flags, or the monitor told something; False when time is over."""
+        """True when it is worth another look, at the socket for flags and at what is known; False when time is over.
+        Raises Failure as observe(), and if a message comes that will never fit.
+        """
         left_ms = max(0, int((deadline - monotonic()) * 1000) + 1)
-        ready = dict(zmq.zmq_poll([(self.socket, flags), (self._monitor, READ)], left_ms))
+        ready = dict(zmq.zmq_poll([(self.socket, flags), (self._monitor, READ)], min(left_ms, _LOOK_MS)))
         if self._monitor in ready:
             self.observe(deadline)
+        if not ready:
+            self._check_size()
         return bool(ready) or monotonic() < deadline
+
+    def _check_size(self) -> None:
+        """libzmq bounds a frame, and keeps any number of them until the last has come: only this process grows."""
+        now = _resident_bytes()
+        self._resident = self._resident or now
+        if now - self._resident > MAX_RECEIVED_BYTES:
+            self.is_flooded = True
+            detail = f"a message that grows beyond MAX_RECEIVED_BYTES, {MAX_RECEIVED_BYTES} bytes"
+            raise Failure(Reason.INVALID_REPLY, detail, self.endpoint)
 
     def observe(self, deadline: float) -> None:
         """Take in what the monitor has told. Raises Failure if no peer will ever be here."""
@@ -274,6 +293,7 @@ class Link:
             frames = [self.socket.recv(flags)]
         except zmq.Again:
             return None
+        self._resident = 0
         while self.socket.getsockopt(_MORE_TO_RECEIVE):  # not recv_multipart(): its casts take longer than its work
             frames.append(self.socket.recv())
         return frames
@@ -300,6 +320,15 @@ class Link:
                 continue  # of a connection that has ended, which the monitor tells with its descriptor
             change = prefixes.add if frame.bytes[:1] == b"\1" else prefixes.discard
             change(frame.bytes[1:])
+
+
+def _resident_bytes() -> int:
+    """Of this process; 0 where that cannot be told."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
 
 
 def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:

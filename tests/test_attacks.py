@@ -55,6 +55,7 @@ from test_information import REPAIRED, asks, queued, result, says
 from test_keyring import Hub, failure
 from test_patterns import StartPeer
 from test_service import Start, select, start  # noqa: F401 - a fixture
+from zmtp import MORE
 
 BYSTANDER = "bystander"
 EVENT = encode_event(event())
@@ -522,11 +523,11 @@ def test_an_agent_expands_nothing(hub: Hub, agent: Agent, said: list[str], tmp_p
 
 # ---- 10: an answer without end
 
-# Answers each question with the beginning of a frame, and goes on with zeros. Arguments: what is said before, and the
-# answer, in hex; how many zeros at once; seconds between them.
+# Answers each question with the beginning of a message, and goes on with zeros. Arguments: what is said before, the
+# answer, and what comes before zeros, in hex; how many zeros at once; seconds between them.
 ENDLESS = """
 import socket, sys, time
-opening, answer = map(bytes.fromhex, sys.argv[1:3])
+opening, answer, before = map(bytes.fromhex, sys.argv[1:4])
 server = socket.create_server(("127.0.0.1", 0))
 print(server.getsockname()[1], flush=True)
 while True:
@@ -536,35 +537,45 @@ while True:
         while b"question" not in heard:
             heard += caller.recv(65536) or b"question"
         caller.sendall(answer)
-        for _ in range(2**30 // int(sys.argv[3])):
-            caller.sendall(bytes(int(sys.argv[3])))
-            time.sleep(float(sys.argv[4]))
+        for _ in range(2**30 // int(sys.argv[4])):
+            caller.sendall(before + bytes(int(sys.argv[4])))
+            time.sleep(float(sys.argv[5]))
     except OSError:
         pass
 """
 
 
-class Endless(NamedTuple):
-    """size: that the frame is said to have."""
+def begun(size: int, flags: int = 0) -> bytes:
+    """A frame that is said to have so many bytes, without them."""
+    return zmtp.frame(b"", zmtp.LONG | flags, size)
 
-    size: int
+
+class Endless(NamedTuple):
+    """begun: its last frame. before: what comes before zeros each time. most_mb: that a node may have of it."""
+
+    begun: bytes
+    before: bytes
     at_once: int
     pause_s: float
+    most_mb: int
     reason: str
     words: str
 
 
 ANSWERS = {
-    "1 GB": Endless(2**30, 2**20, 0, "unreachable", "sent more than MAX_PAYLOAD_BYTES"),
-    "byte by byte": Endless(MAX_PAYLOAD_BYTES, 1, 0.01, "timed_out", "no answer in time"),
+    "1 GB": Endless(begun(2**30), b"", 2**20, 0, 64, "unreachable", "sent more than MAX_PAYLOAD_BYTES"),
+    "1 GB in frames": Endless(
+        b"", begun(2**20, MORE), 2**20, 0, 500, "invalid_reply", "grows beyond MAX_RECEIVED_BYTES"
+    ),
+    "byte by byte": Endless(begun(MAX_PAYLOAD_BYTES), b"", 1, 0.01, 64, "timed_out", "no answer in time"),
 }
 
 
 @contextmanager
 def answering(how: Endless) -> Iterator[str]:
     """The endpoint of a process that does so."""
-    answer = zmtp.frame(b"", zmtp.MORE) + zmtp.frame(b"", zmtp.LONG, how.size)
-    words = [zmtp.handshake("3.0", "ROUTER").hex(), answer.hex(), str(how.at_once), str(how.pause_s)]
+    said = zmtp.handshake("3.0", "ROUTER"), zmtp.frame(b"", MORE) + how.begun, how.before
+    words = [*(each.hex() for each in said), str(how.at_once), str(how.pause_s)]
     with subprocess.Popen([sys.executable, "-c", ENDLESS, *words], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -581,7 +592,7 @@ def most_mb(pid: int) -> float:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_without_end(hub: Hub, agent: Agent, tmp_path: Path, answer: str) -> None:
-    """To a request, and to a question for a view: not kept, in time, and next to nothing of it is in memory."""
+    """To a request, and to a question for a view: not kept, in time, and little of it is ever in memory."""
     how, names = ANSWERS[answer], ("text", "view")
     given = f'timeout => "{scaled(1)}", file => "{tmp_path}/f"'
     with Gate() as gate, answering(how) as endpoint:
@@ -595,7 +606,7 @@ def test_an_answer_without_end(hub: Hub, agent: Agent, tmp_path: Path, answer: s
         most = most_mb(running.pid)
         gate.open()
         run = running.finish()
-    assert most < 64 and not (tmp_path / "f").exists()
+    assert most < how.most_mb and not (tmp_path / "f").exists()
     assert [result(run, name) for name in names] == [("not_kept", {"failed", how.reason})] * 2
     assert all(how.words in error_of(run, name) for name in names)
     assert result(run, "beside") == REPAIRED
