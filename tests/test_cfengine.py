@@ -185,6 +185,13 @@ class Child:
         assert self.process.stdin
         self.process.stdin.write(sent)
 
+    def say_last(self, sent: bytes) -> None:
+        """Nothing comes after it. communicate() would keep back what it had not written when its time is over."""
+        self.say(sent)
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.stdin = None
+
     def hear(self, end: bytes) -> None:
         """Read stdout until it ends so."""
         assert self.process.stdout

@@ -289,7 +289,8 @@ class KilledNode:
             child.hear(b"\n\n")
         began = monotonic()
         try:
-            said, complaint = child.process.communicate(b"".join(requests[after:]), timeout=moment_s)
+            child.say_last(b"".join(requests[after:]))
+            said, complaint = child.process.communicate(timeout=moment_s)
             self.run_s[after] = monotonic() - began
         except subprocess.TimeoutExpired:
             (kill or child.process.kill)()
