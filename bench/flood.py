@@ -54,10 +54,12 @@ def measure_pair(settings: argparse.Namespace) -> float:
             producers = Producers(nodes, settings.a_second)
             producers.produce(WARM_UP_S)
             idle = producers.produce(settings.seconds)
-            tell("idle", idle)
+            tell("idle", idle, {})
             with bombing(listener.endpoint, BOMBER, keys[-1]) as told:
                 busy = producers.produce(settings.seconds)
             tell("beside a bomber", busy, told)
+            if not told[LATER]:
+                sys.exit("The bomber was never told to come later.")
             return p99(busy) / p99(idle)
         finally:
             context.destroy(linger=0)
@@ -74,15 +76,11 @@ def listening(folder: Path) -> Iterator[tuple[Listener, list[Keys]]]:
         listener.end()
 
 
-def tell(name: str, took: list[float], bomber: Mapping[str, int] | None = None) -> None:
+def tell(name: str, took: list[float], bomber: Mapping[str, int]) -> None:
     figures = f"{len(took):,} | {ms(median(took))} | {ms(p99(took))}"
-    said = ""
-    if bomber:
-        answers = ", ".join(f"{count:,} {status}" for status, count in bomber.items() if status != SAID)
-        said = f"{bomber[SAID]:,} | {answers}"
-        if not bomber[LATER]:
-            sys.exit(f"The bomber was never told to come later: {answers}")
-    print(f"| {name} | {figures} | {said or '|'} |", flush=True)
+    answers = ", ".join(f"{count:,} {status}" for status, count in bomber.items() if status != SAID)
+    said = f"{bomber[SAID]:,}" if bomber else ""
+    print(f"| {name} | {figures} | {said} | {answers} |", flush=True)
 
 
 if __name__ == "__main__":

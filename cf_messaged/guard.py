@@ -71,13 +71,12 @@ class Guard:
             self._hang_up(last, now_s)
             raise NotHeard(REVOKED)
         limits = (self._events, 1, "events"), (self._bytes, size, "bytes")
-        if any(budget.wait_s(name, now_s, PATIENCE) for budget, _, _ in limits):
+        wait_s, most, what = max((budget.wait_s(name, now_s), budget.each, what) for budget, _, what in limits)
+        if wait_s and any(budget.wait_s(name, now_s, PATIENCE) for budget, _, _ in limits):
             self._hang_up(last, now_s)
             raise NotHeard(FLOODING)
-        waits = [(budget.wait_s(name, now_s), budget.each, what) for budget, _, what in limits]
         for budget, amount, _ in limits:
             budget.spend(name, amount)
-        wait_s, most, what = max(waits)
         if not wait_s:
             return Sender(name)
         limit = f"node_{what}_a_second is {most / INTERVAL_S:.0f}"

@@ -25,6 +25,7 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
+from cf_messaged.rights import Rights
 from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.subscribers import Subscribers
@@ -208,19 +209,19 @@ class Service:
         """
         now_s = time.monotonic()
         for message in messages:
+            if self._guard is None:
+                yield descriptor_of(message.last), self._read(message)
+                continue
             try:
-                sender = self._guard.sender(message.last, message.size, now_s) if self._guard else None
+                sender = self._guard.sender(message.last, message.size, now_s)
             except NotHeard as rule:
                 self._counters.refused[str(rule)] += 1
             else:
-                yield sender.name if sender else descriptor_of(message.last), self._permitted(message, sender)
+                yield sender.name, self._permitted(message, sender, self._guard.rights)
 
-    def _permitted(self, message: Taken, sender: Sender | None) -> intake.Delivery:
+    def _permitted(self, message: Taken, sender: Sender, rights: Rights) -> intake.Delivery:
         """What of it may be said, and now."""
-        delivery = self._read(message)
-        if sender is None or self._guard is None:
-            return delivery
-        delivery = intake.permitted(delivery, sender.name, self._guard.rights, self._store.id)
+        delivery = intake.permitted(self._read(message), sender.name, rights, self._store.id)
         if sender.put_off:
             return intake.put_off(delivery, self._store.id, sender.put_off, sender.wait_s)
         return delivery

@@ -138,6 +138,18 @@ def accepted(directory: Path, names: Sequence[str]) -> list[Keys]:
     return made
 
 
+def subscriber(context: zmq.Context[Socket], listener: Listener, keys: Keys | None, *topics: bytes) -> Socket:
+    """Of what it publishes."""
+    made = context.socket(zmq.SUB)
+    if keys:
+        keys.secure(made)
+    made.linger, made.rcvtimeo = 0, int(scaled(30) * 1000)
+    for topic in topics:
+        made.subscribe(topic)
+    made.connect(listener.endpoints["subscribe"])
+    return made
+
+
 class Node:
     """Numbers what it says, over a DEALER; answers may come in any order."""
 

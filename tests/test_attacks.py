@@ -133,13 +133,14 @@ def attacked(hub: Hub, agent: Agent, promises: dict[str, str]) -> Run:
 
 def beside(hub: Hub, agent: Agent) -> str:
     """Attributes of a promise with the listener, which is the only one that lets this node in: as web1."""
-    let_in(hub, agent, "web1")
+    let_in(hub.directory, agent, "web1")
     return says("state", hub.listener.endpoint, more=f'node => "web1", {curve(hub.server)}')
 
 
-def let_in(hub: Hub, agent: Agent, name: str) -> None:
+def let_in(directory: Path, agent: Agent, name: str) -> None:
+    """The key of an agent's node, by its file."""
     own = own_pair(str(agent.work / "state/messages/node.key"), zmq.curve_keypair)
-    write(hub.directory / f"accepted/{name}.key", certificate(own.public))
+    write(directory / f"accepted/{name}.key", certificate(own.public))
 
 
 def error_of(run: Run, name: str) -> str:
@@ -504,7 +505,7 @@ def reading(view: Path) -> str:
 
 def test_an_agent_expands_nothing(hub: Hub, agent: Agent, said: list[str], tmp_path: Path) -> None:
     """What cf-agent would expand comes to no file that policy reads, in a view and in what is published."""
-    let_in(hub, agent, "hub")
+    let_in(hub.directory, agent, "hub")
     view, heard = tmp_path / "view", tmp_path / "heard"
     heard.write_text("before")
     asked = asks("latest", hub.listener.endpoint, view, f'node => "hub", {curve(hub.server)}')

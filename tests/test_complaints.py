@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
+from cf_messaged.budget import INTERVAL_S
 from cf_messaged.complaints import OF_ALL, OF_EACH, Complaints
 
 
@@ -42,6 +44,7 @@ def test_of_all_no_more_than_theirs(lines: pytest.LogCaptureFixture, monkeypatch
     for number in range(2 * OF_ALL):
         made.say(number, "refused")
     assert len(lines.messages) == OF_ALL and lines.messages[-1].startswith("refused; the log is full")
-    monkeypatch.setattr("time.monotonic", lambda: made._until_s)
+    later_s = time.monotonic() + INTERVAL_S
+    monkeypatch.setattr("time.monotonic", lambda: later_s)
     made.say(0, "refused")
     assert len(lines.messages) == OF_ALL + 1

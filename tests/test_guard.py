@@ -10,17 +10,18 @@ import zmq
 
 from agent import Agent
 from cf_messaged.budget import INTERVAL_S
-from cf_messaged.keyring import listed, write
+from cf_messaged.keyring import listed
 from cf_messaged.view_pool import MAX_WAITING_OF_ONE
-from cf_messaging.keys import certificate, own_pair, public_key
+from cf_messaging.keys import public_key
 from cf_messaging.wire import LATER, REFUSED, STORED, decode_answer
 from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, event, new_keys, question
 from peers import Socket, scaled
+from test_attacks import curve, let_in
 from test_cfengine import wait_for
 from test_failures import policy
 from test_information import says
-from test_metrics import scrape
 from test_service import Start, own, select, start, statuses  # noqa: F401 - fixtures
+from test_sockets import count_of
 
 MINUTE = int(INTERVAL_S)
 
@@ -43,10 +44,6 @@ def nodes(context: zmq.Context[Socket], listener: Listener) -> tuple[Node, Node]
     """web1, that says too much, and web2."""
     bomber, other = (Node(context, listener.endpoint, keys) for keys in keys_of(listener, "web1", "web2"))
     return bomber, other
-
-
-def count_of(listener: Listener, name: str, label: str = "") -> float:
-    return scrape(listener.endpoints["metrics"])[f"cf_messaged_{name}_total", label]
 
 
 def test_events_beyond_what_a_node_may_say(listen: Start, plain: zmq.Context[Socket]) -> None:
@@ -173,10 +170,9 @@ def test_handshakes_of_strangers_are_bounded(listen: Start, plain: zmq.Context[S
 def test_a_node_whose_handshakes_are_used_up_is_told(listen: Start, plain: zmq.Context[Socket], agent: Agent) -> None:
     """It cannot know whether its key or their number is why it was left without a word; what it says waits."""
     listener = listen(node_handshakes_a_minute=1)
-    pair = own_pair(str(agent.work / "state/messages/node.key"), zmq.curve_keypair)
-    write(listener.store.parent / "keys/accepted/web1.key", certificate(pair.public))
+    let_in(listener.store.parent / "keys", agent, "web1")
     server = public_key(str(listener.store.parent / "keys/listener.key")).hex()
-    more = f'node => "web1", curve => \'{{"server_key": "{server}"}}\''
+    more = f'node => "web1", {curve(server)}'
     runs = [agent.run(policy({name: says("state", listener.endpoint, '"1"', more)})) for name in ("first", "second")]
     assert "first_delivered" in runs[0].classes and "second_queued" in runs[1].classes
     assert f"its key is not {server}, or it does not use CURVE or has let in enough for now" in runs[1].errors[0]

@@ -24,7 +24,7 @@ from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make,
 from cf_messaged.zap import Handler
 from cf_messaging.keys import answered, certificate
 from cf_messaging.wire import STORED, encode_event
-from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys
+from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys, subscriber
 from peers import Socket, scaled
 from test_cfengine import wait_for
 from test_service import Start, select, start  # noqa: F401 - a fixture
@@ -152,13 +152,8 @@ def test_a_pair_has_a_name(start: Start, tmp_path: Path, plain: zmq.Context[Sock
 
 def test_a_subscriber_needs_a_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     """Who has one that is accepted hears; the others do not."""
-    subscribers = [plain.socket(zmq.SUB) for _ in range(3)]
-    for subscriber, keys in zip(subscribers, (hub.new_node("web2"), new_keys(hub.server), None)):
-        if keys:
-            keys.secure(subscriber)
-        subscriber.subscribe(b"state/")
-        subscriber.linger = 0
-        subscriber.connect(hub.listener.endpoints["subscribe"])
+    given = hub.new_node("web2"), new_keys(hub.server), None
+    subscribers = [subscriber(plain, hub.listener, keys, b"state/") for keys in given]
     assert Node(plain, hub.listener.endpoint, hub.new_node("web1")).say(event()).status == STORED
     assert subscribers[0].poll(int(scaled(30) * 1000))
     assert subscribers[0].recv_multipart()[0] == b"state/load/web1/"
@@ -173,18 +168,14 @@ def test_what_is_revoked_is_out_at_once(hub: Hub, plain: zmq.Context[Socket]) ->
     keys = hub.new_node("web1")
     node = Node(plain, hub.listener.endpoint, keys)
     assert node.say(event(1)).status == STORED
-    subscriber = plain.socket(zmq.SUB)
-    keys.secure(subscriber)
-    subscriber.subscribe(b"")
-    subscriber.linger = 0
-    subscriber.connect(hub.listener.endpoints["subscribe"])
-    assert subscriber.poll(int(scaled(30) * 1000)) and subscriber.recv_multipart()
+    heard = subscriber(plain, hub.listener, keys, b"")
+    assert heard.poll(int(scaled(30) * 1000)) and heard.recv_multipart()
     told = hub.operate("revoke", "web1")
     assert told.stdout == f"revoked {keys.public} of web1\n"
     node.send(event(2))
     other = Node(plain, hub.listener.endpoint, hub.new_node("web2"))
     assert other.say(event(1, node="web2", stream=OTHER_STREAM)).status == STORED
-    assert is_silent(node.socket) and is_silent(subscriber, 0)
+    assert is_silent(node.socket) and is_silent(heard, 0)
     assert select(hub.listener, "SELECT node, sequence FROM history ORDER BY row") == [("web1", 1), ("web2", 1)]
     back = hub.operate("accept", keys.public, "web1")
     assert back.returncode == 1 and "was revoked, and stays so" in back.stderr
@@ -197,17 +188,13 @@ def test_a_key_of_another_name(hub: Hub, plain: zmq.Context[Socket]) -> None:
     hub.listener.process.send_signal(signal.SIGHUP)
     hub.listener.wait_for("the settings are read again")
     node, keys = Node(plain, hub.listener.endpoint, hub.new_node("web2")), hub.new_node("web1")
-    subscriber = plain.socket(zmq.SUB)
-    keys.secure(subscriber)
-    subscriber.subscribe(b"state/")
-    subscriber.linger = 0
-    subscriber.connect(hub.listener.endpoints["subscribe"])
+    heard = subscriber(plain, hub.listener, keys, b"state/")
     assert node.say(event(1, node="web2")).status == STORED
-    assert subscriber.poll(int(scaled(30) * 1000)) and subscriber.recv_multipart()
+    assert heard.poll(int(scaled(30) * 1000)) and heard.recv_multipart()
     os.rename(hub.directory / "accepted/web1.key", hub.directory / "accepted/web3.key")
-    wait_for(lambda: not subscriber.poll(50) and any("web3 may not subscribe" in line for line in hub.listener.heard))
+    wait_for(lambda: not heard.poll(50) and any("web3 may not subscribe" in line for line in hub.listener.heard))
     assert node.say(event(2, node="web2")).status == STORED
-    assert is_silent(subscriber)
+    assert is_silent(heard)
 
 
 def test_on_a_path_too(start: Start, tmp_path: Path, plain: zmq.Context[Socket]) -> None:  # noqa: F811

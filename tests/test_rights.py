@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.rights import Rights, read
 from cf_messaging.wire import ANSWERED, KINDS, REFUSED, STORED
-from listener import Listener, Node, accepted, event
-from peers import Socket, scaled
+from listener import Listener, Node, accepted, event, subscriber
+from peers import Socket
 from test_cfengine import wait_for
 from test_metrics import scrape
 from test_service import Start, select, start  # noqa: F401 - a fixture
+from test_sockets import count_of
 
 RULES = [
     {
@@ -169,21 +170,15 @@ def test_a_node_sees_its_own_rows(listener: Listener, plain: zmq.Context[Socket]
 
 def subscribed(context: zmq.Context[Socket], listener: Listener, name: str, *topics: bytes) -> Socket:
     """A SUB with a key that is accepted under this name."""
-    subscriber = context.socket(zmq.SUB)
     [keys] = accepted(listener.store.parent / "keys", [name])
-    keys.secure(subscriber)
-    subscriber.linger, subscriber.rcvtimeo = 0, int(scaled(30) * 1000)
-    for topic in topics:
-        subscriber.subscribe(topic)
-    subscriber.connect(listener.endpoints["subscribe"])
-    return subscriber
+    return subscriber(context, listener, keys, *topics)
 
 
-def topics(subscriber: Socket, last: str) -> set[str]:
+def topics(source: Socket, last: str) -> set[str]:
     """That are heard, up to this one."""
     heard: set[str] = set()
     while last not in heard:
-        heard.add(subscriber.recv_multipart()[0].decode())
+        heard.add(source.recv_multipart()[0].decode())
     return heard
 
 
@@ -199,7 +194,7 @@ def test_a_topic_without_the_right_is_not_heard(listener: Listener, plain: zmq.C
     assert hub.say(event(3, "common", "dns", node="hub")).status == STORED
     assert topics(everything, "common/dns/hub/") == {"state/load/hub/", "common/dns/hub/"}
     assert topics(nosy, "common/dns/hub/") == {"common/dns/hub/"}
-    assert scrape(listener.endpoints["metrics"])["cf_messaged_refused_total", "forbidden"] == 2
+    assert count_of(listener, "refused", "forbidden") == 2
 
 
 def test_who_is_refused_takes_nothing_from_others(listener: Listener, plain: zmq.Context[Socket]) -> None:
