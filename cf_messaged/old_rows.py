@@ -96,6 +96,10 @@ def changes(dialect: sa.Dialect) -> Rows:
     return Rows("changes", _in_order(dialect, "changes", '"row"'))
 
 
+def key_changes(dialect: sa.Dialect) -> Rows:
+    return Rows("changes", _in_order(dialect, "key_changes", '"row"'))
+
+
 def seen(dialect: sa.Dialect) -> Streams:
     first = "SELECT received FROM seen WHERE stream_id = streams.id ORDER BY sequence LIMIT 1"
     oldest = f"SELECT id, ({first}) FROM streams WHERE id > :stream ORDER BY id LIMIT :most"

@@ -34,7 +34,7 @@ LOOK_S = 60.0
 
 
 class Keep(NamedTuple):
-    """Days."""
+    """Days. changes: of static information, and of keys."""
 
     state: float = 30
     dynamic: float = 365
@@ -143,4 +143,4 @@ def tasks(dialect: sa.Dialect) -> Sequence[Task]:
     of_history: list[Task] = [old_rows.history(dialect, kind) for kind in kinds]
     if dialect.name == "postgresql":
         of_history = [*(Partitions(kind) for kind in kinds), *(old_rows.rest(dialect, kind) for kind in kinds)]
-    return [*of_history, old_rows.changes(dialect), old_rows.seen(dialect)]
+    return [*of_history, old_rows.changes(dialect), old_rows.key_changes(dialect), old_rows.seen(dialect)]

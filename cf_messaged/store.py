@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
+from cf_messaged import journal
 from cf_messaged.batch import Batch
 from cf_messaged.codec import encode_event
 from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.forgetting import Forgetting
 from cf_messaged.intake import Verdict
+from cf_messaged.journal import KeyChange
 from cf_messaged.news import LAST, event_of
 from cf_messaged.publisher import CHUNK_BYTES, Key, Value, bounds
 from cf_messaged.statements import statements
@@ -104,6 +106,17 @@ class Store:
         are gone so far, each time that others have their turn.
         """
         return Forgetting(node, name).run(self._transact, told)
+
+    def note_keys(self, changes: Sequence[KeyChange]) -> None:
+        """A row each, in one transaction and in their order. Where a connection ends just then they may be there twice,
+        since nobody can tell whether they are there.
+        """
+        if changes:
+            self._transact(lambda connection: journal.note(connection, changes))
+
+    def last_key_changes(self) -> dict[str, KeyChange]:
+        """By key, the last change that let it in or out; of those that are not too old to be kept."""
+        return self._transact(journal.last)
 
     def sweep(self, work: Callable[[sa.Connection], _T]) -> _T | None:
         """A transaction that a loss of power may undo. None while it is not open, which is for who stores something, or

@@ -105,3 +105,22 @@ changes = sa.Table(
     sa.Index("changes_of_name", "name", "received"),
     sa.Index("changes_of_both", "node", "name", "received"),
 )
+
+# What happened to keys of nodes. The last index is for a listener that starts, and has to know of each key whether it
+# was let in: a part of the rows, since there may be many more of who was not.
+_LET = sa.text("what IN ('let in', 'let out')")
+key_changes = sa.Table(
+    "key_changes",
+    metadata,
+    sa.Column("row", _BIG, primary_key=True),
+    sa.Column("received", _BIG, nullable=False),
+    sa.Column("what", _KEY, nullable=False),
+    sa.Column("node", _KEY, nullable=False),
+    sa.Column("key", _KEY, nullable=False),
+    sa.Column("host_key", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("key_changes_received", "received"),
+    sa.Index("key_changes_of_node", "node", "received"),
+    sa.Index("key_changes_let", "key", "row", sqlite_where=_LET, postgresql_where=_LET),
+)

@@ -43,9 +43,9 @@ def failed(*arguments: str) -> str:
 def test_view_without_a_name_lists_the_views() -> None:
     """With their parameters and what they show."""
     lines = ok("view").splitlines()
-    assert [line.split()[0] for line in lines] == "view changes common history latest nodes silent".split()
+    assert [line.split()[0] for line in lines] == "view changes common history key_changes latest nodes silent".split()
     assert "node (text), kind (text), name (text), since (time), limit (int)" in lines[3]
-    assert "Every node that was heard" in lines[5]
+    assert "Every node that was heard" in lines[6]
 
 
 def test_view_as_a_table(url: str) -> None:

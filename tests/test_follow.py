@@ -16,6 +16,7 @@ import zmq
 from cf_messaged import views
 from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.follow import Follower, Following, Watch
+from cf_messaged.journal import KeyChange
 from cf_messaged.store import Store
 from listener import COMMAND, ROOT, Listener, Node, event
 from peers import Socket, scaled
@@ -72,6 +73,7 @@ def test_time_alone_makes_nothing_new(tmp_path: Path, name: str) -> None:
     said = [event(number, kind, data=number, refresh=86400) for number, kind in kinds]
     changed = [event(number, "static", "os", number) for number in (4, 5)]
     store.add([(one, NOW) for one in said + changed])
+    store.note_keys([KeyChange(NOW, "accepted", "web1", "0" * 64)])
     store.close()
     found, following = views.load(name, None), Following(views.load(name, None), None)
 

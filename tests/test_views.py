@@ -219,7 +219,7 @@ def test_any_parameter_is_understood(type: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["lates", "../sql/nodes", "nodes.sql", "/etc/passwd", "", "x" * 10_000, "\0", "'; --"])
 def test_an_unknown_view_is_refused(name: str) -> None:
     """With the names that there are; a name never becomes a path."""
-    with pytest.raises(views.Refused, match="there are changes, common, history, latest, nodes, silent"):
+    with pytest.raises(views.Refused, match="there are changes, common, history, key_changes, latest, nodes, silent"):
         views.load(name, None)
 
 
@@ -425,6 +425,9 @@ PLANS: list[tuple[str, dict[str, Any], str]] = [
     ("changes", {"node": "web1"}, "changes_of_node"),
     ("changes", {"name": "os"}, "changes_of_name"),
     ("changes", {"node": "web1", "name": "os"}, "changes_of_both"),
+    ("key_changes", {}, "key_changes_received"),
+    ("key_changes", {"since": TIME}, "key_changes_received"),
+    ("key_changes", {"node": "web1", "since": TIME}, "key_changes_of_node"),
 ]
 
 
