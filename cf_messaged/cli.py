@@ -68,6 +68,7 @@ def _log_to_stderr() -> None:
 @click.option("--publish", metavar="ENDPOINT", help="Where nodes publish; off: nowhere.")
 @click.option("--subscribe", metavar="ENDPOINT", help="Where anybody subscribes to what was said; off: nowhere.")
 @click.option("--pair", metavar="ENDPOINT", help="Where one node is a pair of this listener; off is the default.")
+@click.option("--enrol", "enrolment", metavar="ENDPOINT", help="Where nodes enrol, with keys; off: nowhere.")
 @click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus asks; off is the default.")
 @click.option("--keys-dir", metavar="DIRECTORY", help="Whose keys are let in; without it, whoever reaches an endpoint.")
 @click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine without keys.")

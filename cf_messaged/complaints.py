@@ -17,14 +17,15 @@ class Complaints:
     def __init__(self) -> None:
         self._lines, self._share = Budget(1), Budget(OF_EACH, OF_ALL)
 
-    def say(self, who: Hashable, line: str, level: int = logging.WARNING) -> None:
-        """Unless it was said of the same one in this minute. who: as far as he is known."""
+    def say(self, who: Hashable, line: str, level: int = logging.WARNING) -> bool:
+        """Unless it was said of the same one in this minute: returns whether it is said. who: as far as he is known."""
         now_s = time.monotonic()
         if self._lines.wait_s((who, line), now_s) or self._share.wait_s(who, now_s):
-            return
+            return False
         self._lines.spend((who, line), 1)
         self._share.spend(who, 1)
         log.log(level, "%s%s", line, self._end(who, now_s))
+        return True
 
     def _end(self, who: Hashable, now_s: float) -> str:
         if self._share.wait_s(object(), now_s):  # of anybody

@@ -15,11 +15,12 @@ from typing import Any
 from cf_messaged import rights
 from cf_messaged.database import MAX_ROWS_BYTES, Limits, database
 from cf_messaged.metrics import read_address
+from cf_messaged.names import CFENGINE, FIRST, NAMES, RULES
 from cf_messaged.retention import Keep
 from cf_messaged.store import ALIVE_WITHIN_S
 
 OFF = "off"
-ENDPOINTS = ("request", "push", "publish", "subscribe", "pair")
+ENDPOINTS = ("request", "push", "publish", "subscribe", "pair", "enrolment")
 
 
 class BadConfig(ValueError):
@@ -36,9 +37,13 @@ class Config:
     publish: str = "tcp://127.0.0.1:5311"
     subscribe: str = "tcp://127.0.0.1:5312"
     pair: str = OFF
+    enrolment: str = "tcp://127.0.0.1:5313"
     metrics: str = OFF
     connections: int = 1000
     keys_dir: str | None = None
+    enrol: str = CFENGINE
+    names: str = FIRST
+    listed: dict[str, Any] = field(default_factory=dict)
     rights: list[Any] = field(default_factory=list)
     insecure: bool = False
     node_events_a_second: int = 500
@@ -64,15 +69,22 @@ class Config:
             raise BadConfig(str(error)) from None
         self._check_ranges()
         self._check_endpoints()
+        self._check_names()
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
         return None if self.metrics == OFF else read_address(self.metrics)
 
+    def listens(self, name: str) -> bool:
+        """Whether it listens on the endpoint of this name."""
+        if name == "enrolment" and (self.keys_dir is None or self.enrol == OFF):
+            return False
+        return bool(getattr(self, name) != OFF)
+
     def unchangeable(self, new: Config) -> list[str]:
         """The settings in which another one differs, but which only a restart can change."""
         bound = ("store", *ENDPOINTS, "metrics", "connections", "keys_dir", "insecure")
-        fixed = (*bound, "node_handshakes_a_minute", "views_at_once")
+        fixed = (*bound, "enrol", "node_handshakes_a_minute", "views_at_once")
         return [name for name in fixed if getattr(self, name) != getattr(new, name)]
 
     def _check_ranges(self) -> None:
@@ -94,7 +106,7 @@ class Config:
     def _check_endpoints(self) -> None:
         if self.request == OFF:
             raise BadConfig(f"request is '{OFF}': without it nobody could be answered")
-        local = {name: is_local(getattr(self, name)) for name in ENDPOINTS if getattr(self, name) != OFF}
+        local = {name: is_local(getattr(self, name)) for name in ENDPOINTS if self.listens(name)}
         if self.metrics != OFF:
             local["metrics"] = _is_local_address(self.metrics)
         for name, is_here in local.items():
@@ -106,6 +118,16 @@ class Config:
                     f" allowed is a loopback address or ipc://, or {otherwise}"
                 )
         self._check_distinct([name for name in ENDPOINTS if name in local])
+
+    def _check_names(self) -> None:
+        for setting, allowed in (("enrol", RULES), ("names", NAMES)):
+            if getattr(self, setting) not in allowed:
+                raise BadConfig(f"{setting} is '{getattr(self, setting):.100}': allowed are {', '.join(allowed)}")
+        for node, host_key in self.listed.items():
+            if not isinstance(host_key, str) or not re.fullmatch("SHA=[0-9a-f]{64}", host_key):
+                raise BadConfig(
+                    f"listed: '{node:.100}' is {host_key!r:.100}: allowed is SHA=..., as `cf-key -p` tells it"
+                )
 
     def _check_distinct(self, names: list[str]) -> None:
         """Of an ipc:// path libzmq would not say that it is taken."""
@@ -122,6 +144,7 @@ _ALLOWED: dict[str, tuple[str, tuple[type, ...]]] = {
     "int": ("an integer", (int,)),
     "float": ("a number", (int, float)),
     "list[Any]": ("a list of tables", (list,)),
+    "dict[str, Any]": ("a table", (dict,)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from socket import AF_UNIX, SHUT_RDWR, socket
@@ -46,6 +47,7 @@ class Guard:
         self._names: Mapping[bytes, str] = {}
         self._events, self._bytes = Budget(0), Budget(0)
         self._hung_up_s: dict[int, float] = {}  # by descriptor
+        self._heard_s: dict[bytes, float] = {}  # by key
         self.settle(config)
 
     def settle(self, config: Config) -> None:
@@ -58,18 +60,22 @@ class Guard:
         """Whether others are let in than before."""
         names, before = self._keyring.names(), self._names
         self._names = names
+        if names is not before:
+            self._heard_s = {key: heard_s for key, heard_s in self._heard_s.items() if key in names}
         return names is not before
 
     def name_of(self, last: zmq.Frame) -> str | None:
         """Who has sent a message with this last frame; None if he is let in no more."""
-        return self._names.get(_key_of(last))
+        return self._names.get(key_of(last))
 
     def sender(self, last: zmq.Frame, size: int, now_s: float) -> Sender:
         """Of a message of so many bytes with this last frame. Raises NotHeard."""
-        name = self.name_of(last)
+        key = key_of(last)
+        name = self._names.get(key)
         if name is None:
             self._hang_up(last, now_s)
             raise NotHeard(REVOKED)
+        self._heard_s[key] = now_s
         limits = (self._events, 1, "events"), (self._bytes, size, "bytes")
         wait_s, most, what = max((budget.wait_s(name, now_s), budget.each, what) for budget, _, what in limits)
         if wait_s and any(budget.wait_s(name, now_s, PATIENCE) for budget, _, _ in limits):
@@ -81,6 +87,14 @@ class Guard:
             return Sender(name)
         limit = f"node_{what}_a_second is {most / INTERVAL_S:.0f}"
         return Sender(name, f"{name} has said {most:.0f} {what} in a minute, and {limit}", wait_s)
+
+    def silent_s(self, key: bytes) -> float:
+        """How long ago something was said by it; infinite if not since the start."""
+        return time.monotonic() - self._heard_s.get(key, -math.inf)
+
+    @property
+    def names(self) -> Mapping[bytes, str]:
+        return self._names
 
     def _hang_up(self, last: zmq.Frame, now_s: float) -> None:
         """Once: what he has said before goes on to come, when his descriptor may be of another connection."""
@@ -98,7 +112,15 @@ def descriptor_of(frame: zmq.Frame) -> int:
         return -1
 
 
-def _key_of(frame: zmq.Frame) -> bytes:
+def inode_of(descriptor: int) -> int:
+    """Tells a connection from a later one with the same descriptor; 0 of what is closed."""
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return 0
+
+
+def key_of(frame: zmq.Frame) -> bytes:
     """By which it came; empty if by none."""
     try:
         return bytes.fromhex(str(frame.get("User-Id")))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cf_messaged.codec import decode_event
 from cf_messaged.rights import WHERE, Rights
 from cf_messaged.times import microseconds
-from cf_messaging.wire import LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed
+from cf_messaging.wire import ENROL, LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed
 
 # An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
 MAX_DATA_DEPTH = MAX_DEPTH - 3
@@ -38,15 +38,17 @@ class Delivery(NamedTuple):
     kind: str = MALFORMED
 
 
-def read(frames: Sequence[bytes], store: str) -> Delivery:
-    """frames: of one message of a ROUTER, the routing id first. store: the id of the store, for a refusal."""
+def read(frames: Sequence[bytes], store: str, enrols: bool = False) -> Delivery:
+    """frames: of one message of a ROUTER, the routing id first. store: the id of the store, for a refusal. enrols:
+    whether this is where nodes enrol.
+    """
     envelope, body = _parted(frames)
     try:
         if len(body) != 1:
             raise Malformed(f"{len(body)} frames after the empty one, where one is allowed")
         if envelope[-1:] != [b""] or len(envelope) < 2:
             raise Malformed("no empty frame before the event")
-        return Delivery(envelope, _checked(decode_event(body[0])))
+        return Delivery(envelope, _checked(decode_event(body[0]), enrols))
     except Malformed as error:
         return Delivery(envelope, Answer(error.id, store, 0, REFUSED, reason=str(error)))
 
@@ -92,8 +94,11 @@ def _parted(frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
     return parts[:after], parts[after:]
 
 
-def _checked(event: Event) -> Event:
+def _checked(event: Event, enrols: bool = False) -> Event:
     """What the codec lets through, but the store cannot keep. Raises Malformed."""
+    if (event.kind == ENROL) is not enrols:
+        where = "here nodes enrol, and do nothing else" if enrols else "enrolment has a socket of its own"
+        raise Malformed(f"unsupported type: {where}", event.id)
     try:
         microseconds(event.time)
     except ValueError as error:

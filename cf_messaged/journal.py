@@ -9,7 +9,9 @@ import sqlalchemy as sa
 
 from cf_messaged.tables import key_changes
 
-LET_IN, LET_OUT = "let in", "let out"
+LET_IN, LET_OUT = "let in", "let out"  # by whoever may write the folders of keys
+ENROLLED, RENEWED = "enrolled", "renewed"  # by itself
+IN = (LET_IN, ENROLLED, RENEWED)
 
 
 class KeyChange(NamedTuple):
@@ -42,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 # As its index has it: SQLite takes that for exactly these words.
-_LET = sa.text(f"what IN ('{LET_IN}', '{LET_OUT}')")
+_LET = sa.text(f"what IN {(*IN, LET_OUT)}")
 _LAST_ROWS = sa.select(sa.func.max(key_changes.c.row)).where(_LET).group_by(key_changes.c.key)
 LAST = sa.select(*(key_changes.c[name] for name in KeyChange._fields)).where(key_changes.c.row.in_(_LAST_ROWS))
 

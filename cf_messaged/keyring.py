@@ -1,9 +1,11 @@
 """Whose keys are let in, and under which name: certificates in a directory, which `cf-messaged keys`, or whoever may
 write it, changes while the listener runs.
 
-    listener.key        the listener's own, with its secret
+    listener.key        the listener's own, with its secret; listener.next.key: that will take its place
     accepted/NODE.key   of a node; another one of it, while the first is replaced, is NODE~ANYTHING.key
     revoked/  rejected/ certificates that are never let in; of the latter nothing is said either
+    waiting/            of nodes that are who they say, but whom only an operator may let in
+    trusted/*.pub       CFEngine keys of hosts: what was let in by one is let in for as long as that is here
     strangers.json      who else knocked
 """
 
@@ -13,32 +15,50 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cf_messaged.complaints import Complaints
+from cf_messaged.host_keys import BadHostKey, HostKey, read_host_key
 from cf_messaged.times import rfc3339
-from cf_messaging.keys import SUFFIX, BadKey, from_hex, give_to_owner, public_key, write_private
+from cf_messaging.keys import (
+    SUFFIX,
+    BadKey,
+    certificate,
+    from_hex,
+    give_to_owner,
+    public_key,
+    read_certificate,
+    write_private,
+)
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ACCEPTED, REVOKED, REJECTED = "accepted", "revoked", "rejected"
-LISTENER, STRANGERS = f"listener{SUFFIX}", "strangers.json"
+FOLDERS = ACCEPTED, REVOKED, REJECTED, WAITING = "accepted", "revoked", "rejected", "waiting"
+TRUSTED, TRUSTED_SUFFIX = "trusted", ".pub"
+LISTENER, NEXT_LISTENER, STRANGERS = f"listener{SUFFIX}", f"listener.next{SUFFIX}", "strangers.json"
 # That are noted; anybody can make up millions. The one that knocked longest ago is forgotten.
 MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
 SETTLED_NS = 100_000_000
+# A folder that changes all the time is left alone for so many times as long as it took to read it.
+REST = 4
 
 
 class Held(NamedTuple):
-    """Of a certificate. file: its name, without the folder."""
+    """Of a certificate. file: its name, without the folder. host_key: the digest of the CFEngine key by which it was
+    enrolled, of a revoked one that may enrol no other; empty if by none. since: when, RFC 3339. reason: why it waits.
+    """
 
     key: bytes
     node: str
     file: str
+    host_key: str = ""
+    since: str = ""
+    reason: str = ""
 
 
 class Stranger(NamedTuple):
@@ -51,46 +71,72 @@ class Stranger(NamedTuple):
     times: int
 
 
-class Folder:
-    """The certificates of one folder, read again when it has changed."""
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
-    def __init__(self, path: Path) -> None:
+
+class Folder(Generic[_Key, _Value]):
+    """What the files of one folder hold, read again when it has changed."""
+
+    def __init__(self, path: Path, suffix: str, read: Callable[[Path], tuple[_Key, _Value] | None]) -> None:
+        """read: of one file; None if it is of no use."""
         self.path = path
+        self._suffix, self._read = suffix, read
         self._state: object = None
-        self._files: dict[tuple[str, int, int], Held | None] = {}
-        self.held: dict[bytes, Held] = {}
+        self._not_before_s = 0.0
+        self._files: dict[tuple[str, int, int], tuple[_Key, _Value] | None] = {}
+        self.held: dict[_Key, _Value] = {}
 
     def read(self) -> bool:
         """Whether something may have changed. Raises OSError."""
+        began_s = time.monotonic()
         status = os.stat(self.path)
         state = status.st_ino, status.st_mtime_ns
-        if state == self._state:
+        if state == self._state or began_s < self._not_before_s:
             return False
         with os.scandir(self.path) as entries:
-            found = sorted(version for version in map(_version, entries) if version)
-        self._files = {each: self._files[each] if each in self._files else self._read(each[0]) for each in found}
-        self.held = {held.key: held for held in self._files.values() if held}
+            found = sorted(version for version in map(self._version, entries) if version)
+        before = self._files
+        self._files = {each: before[each] if each in before else self._read(self.path / each[0]) for each in found}
+        self.held = dict(each for each in self._files.values() if each)
         self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
+        now_s = time.monotonic()
+        self._not_before_s = now_s + REST * (now_s - began_s)
         return True
 
-    def _read(self, name: str) -> Held | None:
-        """One that is none keeps nobody else out."""
-        try:
-            return Held(public_key(str(self.path / name)), name.removesuffix(SUFFIX).partition("~")[0], name)
-        except BadKey as error:
-            log.error("nobody is let in by it: %s", error)
+    def _version(self, entry: os.DirEntry[str]) -> tuple[str, int, int] | None:
+        """None: it is nothing to read, or is gone again."""
+        if not entry.name.endswith(self._suffix):
             return None
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            return None
+        return entry.name, status.st_ino, status.st_mtime_ns
 
 
-def _version(entry: os.DirEntry[str]) -> tuple[str, int, int] | None:
-    """None: it is no certificate, or is gone again."""
-    if not entry.name.endswith(SUFFIX):
-        return None
+def certificates(directory: str, state: str) -> Folder[bytes, Held]:
+    return Folder(Path(directory) / state, SUFFIX, _read_held)
+
+
+def _read_held(path: Path) -> tuple[bytes, Held] | None:
+    """One that is none keeps nobody else out."""
     try:
-        status = entry.stat()
-    except FileNotFoundError:
+        key, told = read_certificate(str(path))
+    except BadKey as error:
+        log.error("nobody is let in by it: %s", error)
         return None
-    return entry.name, status.st_ino, status.st_mtime_ns
+    node = path.name.removesuffix(SUFFIX).partition("~")[0]
+    return key, Held(key, node, path.name, told.get("host_key", ""), told.get("since", ""), told.get("reason", ""))
+
+
+def _read_trusted(path: Path) -> tuple[str, HostKey] | None:
+    try:
+        key = read_host_key(path)
+    except BadHostKey as error:
+        log.error("nobody is enrolled by it: %s", error)
+        return None
+    return key.digest, key
 
 
 class Keyring:
@@ -98,8 +144,10 @@ class Keyring:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self._folders = [Folder(Path(directory) / name) for name in FOLDERS]
+        self._accepted, self._revoked, self._rejected, self._waiting = (certificates(directory, it) for it in FOLDERS)
+        self._trusted = Folder(Path(directory) / TRUSTED, TRUSTED_SUFFIX, _read_trusted)
         self._names: Mapping[bytes, str] = {}
+        self._barred: set[str] = set()  # hosts that were revoked, whatever key they come with
         self._complaint = ""
         self._turn = Lock()
 
@@ -107,7 +155,8 @@ class Keyring:
         """The node of each key that is let in now; of nobody, if that cannot be told."""
         with self._turn:
             try:
-                changed = [folder.read() for folder in self._folders]
+                folders = (self._accepted, self._revoked, self._rejected, self._trusted)
+                changed = [folder.read() for folder in folders]
                 if any(changed) or self._complaint:  # folders that were away are there again, as they were
                     self._names = self._let_in()
                 self._complaint = ""
@@ -117,11 +166,55 @@ class Keyring:
             return self._names
 
     def is_rejected(self, key: bytes) -> bool:
-        return key in self._folders[2].held
+        return key in self._rejected.held
+
+    def is_revoked(self, key: bytes) -> bool:
+        return key in self._revoked.held
+
+    def trusted(self, host_key: str) -> HostKey | None:
+        """By its digest; None if it is not trusted, or its host was revoked."""
+        return None if host_key in self._barred else self._trusted.held.get(host_key)
+
+    def is_trusted(self, host_key: str) -> bool:
+        return self.trusted(host_key) is not None
+
+    def is_barred(self, host_key: str) -> bool:
+        """Whether its host was revoked."""
+        return host_key in self._barred
+
+    def accepted(self) -> list[Held]:
+        return list(self._accepted.held.values())
+
+    def accept(self, new: Held, gone: Sequence[Held]) -> None:
+        """Let one in, and others in no more; it counts at once. Raises OSError."""
+        with self._turn:
+            accept(self.directory, new)
+            for held in gone:
+                (self._accepted.path / held.file).unlink(missing_ok=True)
+            kept = {key: held for key, held in self._accepted.held.items() if held not in gone}
+            self._accepted.held = {**kept, new.key: new}
+            self._names = self._let_in()
+
+    def wait(self, new: Held) -> bool:
+        """Let an operator see who waits, one of each host; whether he could not see it before. Raises OSError."""
+        self._waiting.read()
+        before = [held for held in self._waiting.held.values() if held.host_key == new.host_key]
+        if [(held.key, held.node, held.reason) for held in before] == [(new.key, new.node, new.reason)]:
+            return False
+        for held in before:
+            (self._waiting.path / held.file).unlink(missing_ok=True)
+        put(self.directory, WAITING, new, "Waits for an operator")
+        return True
 
     def _let_in(self) -> Mapping[bytes, str]:
-        accepted, revoked, rejected = (folder.held for folder in self._folders)
-        return {key: held.node for key, held in accepted.items() if key not in revoked and key not in rejected}
+        out = self._revoked.held.keys() | self._rejected.held.keys()
+        self._barred = {held.host_key for held in self._revoked.held.values() if held.host_key}
+        trusted = self._trusted.held.keys() - self._barred
+        return {
+            key: held.node
+            for key, held in self._accepted.held.items()
+            if key not in out and (not held.host_key or held.host_key in trusted)
+        }
 
     def _complain(self, complaint: str) -> None:
         """Once, until it is something else."""
@@ -176,7 +269,7 @@ def read_strangers(directory: str) -> list[Stranger]:
 
 def make(directory: str) -> None:
     """What is not there yet."""
-    for name in ("", *FOLDERS):
+    for name in ("", *FOLDERS, TRUSTED):
         path = Path(directory) / name
         if not path.is_dir():
             path.mkdir(mode=0o700, parents=True)
@@ -189,27 +282,61 @@ def write(path: Path, text: str) -> None:
     os.replace(write_private(str(path), text), path)
 
 
-def held(directory: str, state: str) -> Mapping[bytes, Held]:
+def file_of(node: str, key: bytes) -> str:
+    return f"{node}~{key.hex()[:16]}{SUFFIX}"
+
+
+def put(directory: str, state: str, held: Held, about: str) -> None:
+    """Raises OSError."""
+    told = {"host_key": held.host_key, "since": held.since, "reason": held.reason}
+    write(Path(directory) / state / held.file, certificate(held.key, about, **told))
+
+
+def accept(directory: str, held: Held) -> None:
+    """Raises OSError."""
+    put(directory, ACCEPTED, held._replace(reason=""), f"Accepted as {held.node}")
+    for waiting in [each for each in held_in(directory, WAITING).values() if each.key == held.key]:
+        os.unlink(Path(directory) / WAITING / waiting.file)
+
+
+def revoke(directory: str, held: Held, bars_host: bool = False) -> None:
+    """First what keeps it out: if the rest fails, it is out. bars_host: with its host, whatever other key that comes
+    with. Raises OSError.
+    """
+    out = held._replace(file=f"{held.node}~{held.key.hex()}{SUFFIX}", host_key=held.host_key if bars_host else "")
+    put(directory, REVOKED, out, f"Revoked, was {held.node}")
+    os.unlink(Path(directory) / ACCEPTED / held.file)
+
+
+def held_in(directory: str, state: str) -> Mapping[bytes, Held]:
     """By key. Raises OSError."""
-    folder = Folder(Path(directory) / state)
+    folder = certificates(directory, state)
     folder.read()
     return folder.held
 
 
+def next_key(directory: str) -> list[bytes]:
+    """Of the listener, while its own is to be replaced. Raises BadKey."""
+    path = os.path.join(directory, NEXT_LISTENER)
+    return [public_key(path)] if os.path.lexists(path) else []
+
+
 def listed(directory: str) -> list[dict[str, Any]]:
     """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
-    known = {each.key: (state, each.node) for state in FOLDERS for each in held(directory, state).values()}
-    strangers = {stranger.key: stranger for stranger in read_strangers(directory) if stranger.key not in known}
-    return [_row(key, state, node) for key, (state, node) in known.items()] + [
-        _row(key, "unknown", "", stranger) for key, stranger in strangers.items()
-    ]
+    known = {each.key: (state, each) for state in reversed(FOLDERS) for each in held_in(directory, state).values()}
+    strangers = {stranger.key: stranger for stranger in read_strangers(directory)}
+    rows = [_row(state, held, strangers.get(held.key)) for state, held in known.values()]
+    unknown = [stranger for stranger in strangers.values() if stranger.key not in known]
+    return rows + [_row("unknown", Held(stranger.key, "", ""), stranger) for stranger in unknown]
 
 
-def _row(key: bytes, state: str, node: str, knocked: Stranger | None = None) -> dict[str, Any]:
+def _row(state: str, held: Held, knocked: Stranger | None) -> dict[str, Any]:
     return {
-        "key": key.hex(),
+        "key": held.key.hex(),
         "state": state,
-        "node": node,
+        "node": held.node,
+        "host_key": held.host_key,
+        "reason": held.reason,
         "address": knocked.address if knocked else "",
         "first": f"{rfc3339(knocked.first)[:19]}Z" if knocked else "",
         "last": f"{rfc3339(knocked.last)[:19]}Z" if knocked else "",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from cf_messaged import keyring
-from cf_messaged.keyring import ACCEPTED, FOLDERS, LISTENER, REJECTED, REVOKED, Held
+from cf_messaged.keyring import ACCEPTED, FOLDERS, LISTENER, NEXT_LISTENER, REJECTED, WAITING, Held, file_of
 from cf_messaged.shown import Shown, fail, terminal_width
+from cf_messaged.times import rfc3339
 from cf_messaging.keys import SUFFIX, BadKey, certificate, from_hex, make_pair, public_key
 from cf_messaging.wire import check_node
 
@@ -47,7 +49,7 @@ def list_keys(directory: str) -> None:
 @click.pass_obj
 def show(directory: str) -> None:
     """Tell the listener's own key, as policy wants it in `server_key`."""
-    click.echo(_own(directory).hex())
+    click.echo(_own(directory)[0].hex())
 
 
 @keys.command()
@@ -64,30 +66,70 @@ def export(directory: str, file: str | None) -> None:
 
 
 @keys.command()
-@click.argument("key")
-@click.argument("node")
+@click.option("--now", is_flag=True, help="Put the next key in the place of the listener's own.")
 @click.pass_obj
-def accept(directory: str, key: str, node: str) -> None:
-    """Let KEY in, as NODE. KEY: 64 hex digits, or the first of one that knocked."""
-    try:
-        check_node(node)
-    except ValueError as error:
-        fail(f"'{node}' is no node: {error}")
+def renew(directory: str, now: bool) -> None:
+    """Make the listener's next key, which it tells nodes under its own; with --now, let it take its place.
+
+    Nodes need the next one in `server_key`, see `export`, before it takes its place.
+    """
+    path, next_path = (os.path.join(directory, name) for name in (LISTENER, NEXT_LISTENER))
+    if now:
+        if not os.path.lexists(next_path):
+            fail("there is no next key: `cf-messaged keys renew` makes one")
+        with _in_words():
+            os.replace(next_path, path)
+        click.echo(f"{public_key(path).hex()} is the key from the next start on: restart the listener")
+        return
+    click.echo(f"{_made(next_path).hex()} is the next key: give it to nodes beside {_own(directory)[0].hex()}")
+
+
+@keys.command()
+@click.argument("key")
+@click.argument("node", required=False)
+@click.option("--replace", is_flag=True, help="Let others in no more that have been accepted as this node.")
+@click.pass_obj
+def accept(directory: str, key: str, node: str | None, replace: bool) -> None:
+    """Let KEY in, as NODE. KEY: 64 hex digits, or the first of one that waits or knocked. NODE: need not be named if it
+    waits.
+    """
     found = _key(directory, key)
-    accepted, revoked, rejected = (_held(directory, state) for state in FOLDERS)
+    accepted, revoked, rejected, waiting = (_held(directory, state) for state in FOLDERS)
+    known = waiting.get(found)
+    node = _checked(node or (known.node if known else ""))
     if found in revoked:
         fail(f"{found.hex()} was revoked, and stays so: {node} needs another key")
     if found in accepted:
         fail(f"{found.hex()} is accepted already, as {accepted[found].node}")
-    others = [held for held in accepted.values() if held.node == node]
-    name = f"{node}~{found.hex()[:16]}{SUFFIX}" if others else f"{node}{SUFFIX}"
+    host_key = known.host_key if known and known.node == node else ""
+    others = [held for held in accepted.values() if held.node == node or (host_key and held.host_key == host_key)]
+    name = file_of(node, found) if any(held.node == node for held in others) else f"{node}{SUFFIX}"
     with _in_words():
         if found in rejected:
             os.unlink(Path(directory) / REJECTED / rejected[found].file)
-        keyring.write(Path(directory) / ACCEPTED / name, certificate(found, f"Accepted as {node}"))
+        keyring.accept(directory, Held(found, node, name, host_key, rfc3339(time.time_ns() // 1000)))
     click.echo(f"accepted {found.hex()} as {node}")
+    _replace(directory, others, replace)
+
+
+def _checked(node: str) -> str:
+    try:
+        check_node(node)
+    except ValueError as error:
+        fail(f"'{node}' is no node: {error}")
+    return node
+
+
+def _replace(directory: str, others: Sequence[Held], replace: bool) -> None:
     for held in others:
-        click.echo(f"{node} has another key too: `cf-messaged keys revoke {held.key.hex()}` once it uses this one")
+        if replace:
+            with _in_words():
+                os.unlink(Path(directory) / ACCEPTED / held.file)
+            click.echo(f"{held.key.hex()} of {held.node} is let in no more")
+        else:
+            click.echo(
+                f"{held.node} has another key too: `cf-messaged keys revoke {held.key.hex()}` once it uses this one"
+            )
 
 
 @keys.command()
@@ -99,8 +141,11 @@ def reject(directory: str, key: str) -> None:
     if found in _held(directory, ACCEPTED):
         fail(f"{found.hex()} is accepted: `cf-messaged keys revoke` it")
     name = f"rejected~{found.hex()}{SUFFIX}"
+    waiting = _held(directory, WAITING).get(found)
     with _in_words():
         keyring.write(Path(directory) / REJECTED / name, certificate(found, "Rejected"))
+        if waiting:
+            os.unlink(Path(directory) / WAITING / waiting.file)
     click.echo(f"rejected {found.hex()}")
 
 
@@ -108,29 +153,27 @@ def reject(directory: str, key: str) -> None:
 @click.argument("who")
 @click.pass_obj
 def revoke(directory: str, who: str) -> None:
-    """Let a key in no more, and never again. WHO: a key, or a node, which means all its keys."""
+    """Let a key in no more, and never again. WHO: a key; or a node, which means all its keys, and that its host enrols
+    no other.
+    """
     meant = [each for each in _held(directory, ACCEPTED).values() if each.node == who or _is_meant(each.key, who)]
     if not meant:
         fail(f"no accepted key is, or is of, '{who}'")
     for held in meant:
         with _in_words():
-            _revoke(Path(directory), held)
+            keyring.revoke(directory, held, bars_host=held.node == who)
         click.echo(f"revoked {held.key.hex()} of {held.node}")
-
-
-def _revoke(directory: Path, held: Held) -> None:
-    """First what keeps it out: if the rest fails, it is out."""
-    name = f"{held.node}~{held.key.hex()}{SUFFIX}"
-    keyring.write(directory / REVOKED / name, certificate(held.key, f"Revoked, was {held.node}"))
-    os.unlink(directory / ACCEPTED / held.file)
+        if held.node == who and held.host_key:
+            click.echo(f"nothing is enrolled by {held.host_key} any more")
 
 
 def _key(directory: str, text: str) -> bytes:
-    """All digits, or the first of one that knocked."""
+    """All digits, or the first of one that waits or knocked."""
     try:
         return from_hex(text)
     except ValueError as error:
-        meant = [each.key for each in keyring.read_strangers(directory) if _is_meant(each.key, text)]
+        seen = {*_held(directory, WAITING), *(each.key for each in keyring.read_strangers(directory))}
+        meant = [key for key in seen if _is_meant(key, text)]
         if len(meant) != 1:
             told = f"the beginning of {len(meant)} keys that knocked" if meant else f"{error}, and no key that knocked"
             fail(f"'{text:.100}' is {told}")
@@ -143,12 +186,16 @@ def _is_meant(key: bytes, text: str) -> bool:
 
 def _held(directory: str, state: str) -> Mapping[bytes, Held]:
     with _in_words():
-        return keyring.held(directory, state)
+        return keyring.held_in(directory, state)
 
 
-def _own(directory: str) -> bytes:
-    """The listener's, which is made if there is none."""
-    path = os.path.join(directory, LISTENER)
+def _own(directory: str) -> list[bytes]:
+    """The listener's, which is made if there is none; and the next one, if there is one."""
+    own = [_made(os.path.join(directory, LISTENER))]
+    return [*own, *keyring.next_key(directory)]
+
+
+def _made(path: str) -> bytes:
     try:
         if not os.path.lexists(path):
             import zmq

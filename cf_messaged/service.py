@@ -19,14 +19,16 @@ from cf_messaged.codec import encode_answer, encode_event
 from cf_messaged.complaints import Complaints
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.enrolment import Desk
 from cf_messaged.guard import Guard, NotHeard, Sender, descriptor_of
 from cf_messaged.intake import Verdict
+from cf_messaged.key_log import KeyLog
 from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
 from cf_messaged.rights import Rights
-from cf_messaged.sockets import REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
+from cf_messaged.sockets import ENROLMENT, EVENTS, REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
@@ -89,7 +91,9 @@ class Service:
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
         keyring = Keyring(config.keys_dir) if config.keys_dir else None
         self._guard = Guard(keyring, config) if keyring else None
+        self._key_log = KeyLog(store) if keyring else None
         self._sockets = Sockets(config, keyring)
+        self._desk = self._made_desk(keyring)
         self._subscribers: Subscribers | None = None
         if publishing := self._sockets.get(SUBSCRIBE):
             self._subscribers = Subscribers(publishing, self._publisher, self._guard, self._counters)
@@ -100,6 +104,12 @@ class Service:
         self._wake, self._waker = socket.socketpair()
         self._polled: list[int] = []
         self._poller = zmq.Poller()
+
+    def _made_desk(self, keyring: Keyring | None) -> Desk | None:
+        socket, pair = self._sockets.get(ENROLMENT), self._sockets.pair
+        if keyring is None or socket is None or pair is None or self._guard is None or self._key_log is None:
+            return None
+        return Desk(socket, pair.public, keyring, self._guard, self._key_log, self._config)
 
     def heed_signals(self) -> None:
         """SIGTERM and SIGINT end `run`, also one that has not begun: call it before anybody is told of the listener.
@@ -147,11 +157,14 @@ class Service:
             self._wake.recv(4096)
         if self._reloading:
             self._reload()
+        self._check_keys()
         self._hear_subscribers(ready)
         self._resend()
         taken = self._take(ready)
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
+        if self._desk:
+            self._desk.serve(self._store.id, now_us())
         self._publish_news()
         self._sweeper.step(now_us(), len(taken))
         self._notifier.alive()
@@ -164,6 +177,8 @@ class Service:
         waits = [self._notifier.poll_s, self._publisher.poll_s(now_s), self._store.poll_s, self._sweeper.poll_s(now_s)]
         if self._views.busy:
             waits.append(LOOK_S)
+        if self._desk:
+            waits.append(self._desk.visitors.poll_s)
         shortest = min((wait for wait in waits if wait is not None), default=None)
         return dict(self._poller.poll(None if shortest is None else math.ceil(shortest * 1000)))
 
@@ -173,7 +188,8 @@ class Service:
         if files == self._polled:
             return
         self._poller = zmq.Poller()
-        for _, each in self._sockets:
+        monitors = [self._desk.visitors.monitor] if self._desk else []
+        for each in [*(each for _, each in self._sockets), *monitors]:
             self._poller.register(each, zmq.POLLIN)
         for file in files:
             self._poller.register(file, zmq.POLLIN)
@@ -183,7 +199,7 @@ class Service:
 
     def _take(self, ready: dict[object, int]) -> list[Taken]:
         """What waits at the sockets where events come; each of them has its share of a batch."""
-        waiting = [(role, each) for role, each in self._sockets if each in ready and role is not SUBSCRIBE]
+        waiting = [(role, each) for role, each in self._sockets if each in ready and role in EVENTS]
         taken: list[Taken] = []
         for role, each in waiting:
             messages = _messages(role, each, len(waiting))
@@ -307,12 +323,18 @@ class Service:
 
     # ---- subscribers
 
+    def _check_keys(self) -> None:
+        if self._guard is None or self._key_log is None:
+            return
+        if self._guard.check():
+            self._key_log.let_in(self._guard.names, now_us())
+            if self._subscribers:
+                self._subscribers.check()
+        self._key_log.write()
+
     def _hear_subscribers(self, ready: dict[object, int]) -> None:
-        changed = self._guard is not None and self._guard.check()
         if self._subscribers is None:
             return
-        if changed:
-            self._subscribers.check()
         if self._sockets.get(SUBSCRIBE) in ready:
             self._subscribers.hear()
             self.metrics.subscriptions.set(self._publisher.subscriptions)
@@ -368,6 +390,8 @@ class Service:
         self._sweeper.keep = _of_retention(self._config)
         if self._guard:
             self._guard.settle(self._config)
+            if self._desk:
+                self._desk.settle(self._config)
             if self._subscribers and has_other_rights:
                 self._subscribers.hang_up()
         log.info("the settings are read again")

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import zmq
 
 from cf_messaged.budget import Budget
-from cf_messaged.config import OFF, Config
+from cf_messaged.config import Config
 from cf_messaged.keyring import LISTENER, Keyring, Strangers
-from cf_messaged.zap import DOMAIN, Handler
+from cf_messaged.zap import DOMAIN, ENROLS, Handler
 from cf_messaging.keys import BadKey, Pair, own_pair
-from cf_messaging.wire import MAX_EVENT_BYTES, MAX_TOPIC_BYTES
+from cf_messaging.wire import MAX_ENROL_BYTES, MAX_EVENT_BYTES, MAX_TOPIC_BYTES
 
 Socket = zmq.Socket[bytes]
 Frames = list[bytes]
@@ -33,6 +33,9 @@ RECEIVE_HIGH_WATER_MARK = 64
 SEND_HIGH_WATER_MARK = 2048
 # To each subscriber: who joins a large fleet gets all of its last values at once, and would lose what is beyond.
 PUBLISHED_HIGH_WATER_MARK = 10_000
+# Of a stranger, who says one thing after the other.
+STRANGERS_HIGH_WATER_MARK = 4
+CURVE_BYTES = 33  # by which each frame is longer
 # Connections that wait to be accepted: after a power cut all nodes come at once. The kernel's somaxconn caps it.
 BACKLOG = 4096
 # Somebody who connects and says nothing is let go of, as he holds a descriptor.
@@ -71,7 +74,9 @@ PUSH = Role("push", zmq.PULL, 0)
 PUBLISH = Role("publish", zmq.SUB, 1)
 SUBSCRIBE = Role("subscribe", zmq.XPUB, None)
 PAIR = Role("pair", zmq.PAIR, 0)
-ROLES = (REQUEST, PUSH, PUBLISH, SUBSCRIBE, PAIR)
+ENROLMENT = Role("enrolment", zmq.ROUTER, None)
+ROLES = (REQUEST, PUSH, PUBLISH, SUBSCRIBE, PAIR, ENROLMENT)
+EVENTS = (REQUEST, PUSH, PUBLISH, PAIR)  # where information comes
 
 
 class Sockets:
@@ -80,17 +85,16 @@ class Sockets:
     def __init__(self, config: Config, keyring: Keyring | None = None) -> None:
         """keyring: without one, whoever reaches them may say and ask everything. Raises CannotListen."""
         self._context: zmq.Context[Socket] = zmq.Context()
-        self._pair: Pair | None = None
+        self.pair: Pair | None = None
         if keyring is not None:
-            self._pair = _own_key(keyring.directory)
+            self.pair = _own_key(keyring.directory)
             handshakes = Budget(config.node_handshakes_a_minute)
             Handler(self._context, keyring, Strangers(keyring.directory), handshakes)
         self._sockets: dict[Role, Socket] = {}
         try:
             for role in ROLES:
-                endpoint = getattr(config, role.setting)
-                if endpoint != OFF:
-                    self._sockets[role] = self._bound(role, endpoint)
+                if config.listens(role.setting):
+                    self._sockets[role] = self._bound(role, getattr(config, role.setting))
         except CannotListen:
             self.close()
             raise
@@ -116,9 +120,9 @@ class Sockets:
         socket = self._context.socket(role.type)
         _bound_in_size(socket)
         # With a domain, libzmq refuses peers of before ZMTP 3, some of whose words make it abort the process.
-        socket.zap_domain = DOMAIN.encode()
-        if self._pair:
-            _secure(socket, self._pair)
+        socket.zap_domain = (ENROLS if role is ENROLMENT else DOMAIN).encode()
+        if self.pair:
+            _secure(socket, self.pair)
         # Serves both; not for an IPv4 address, which would be shown as [::ffff:127.0.0.1].
         socket.setsockopt(zmq.IPV6, int(endpoint.startswith(("tcp://[", "tcp://*"))))
         _of_its_type(socket, role)
@@ -171,6 +175,11 @@ def _bound_in_size(socket: Socket) -> None:
 def _of_its_type(socket: Socket, role: Role) -> None:
     if role is REQUEST:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that cannot be sent is an error, so it can be counted
+    elif role is ENROLMENT:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_ENROL_BYTES + CURVE_BYTES)
+        socket.setsockopt(zmq.SNDHWM, STRANGERS_HIGH_WATER_MARK)
+        socket.setsockopt(zmq.RCVHWM, STRANGERS_HIGH_WATER_MARK)
     elif role is PUBLISH:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
     elif role is SUBSCRIBE:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import zmq
 
 from cf_messaged.complaints import Complaints
-from cf_messaged.guard import Guard, descriptor_of, hang_up
+from cf_messaged.guard import Guard, descriptor_of, hang_up, inode_of
 from cf_messaged.intake import FORBIDDEN
 from cf_messaged.metrics import Counters
 from cf_messaged.publisher import SUBSCRIBED, UNSUBSCRIBED, Publisher
@@ -34,7 +33,7 @@ class _Connection:
     said_bytes: int = 0
 
     def hang_up(self) -> None:
-        if _inode(descriptor_of(self.last)) == self.inode:
+        if inode_of(descriptor_of(self.last)) == self.inode:
             hang_up(self.last)
 
 
@@ -111,7 +110,7 @@ class Subscribers:
     def _connection(self, frame: zmq.Frame, name: str | None) -> _Connection:
         """By which it came."""
         descriptor = descriptor_of(frame)
-        inode, connection = _inode(descriptor), self._connections.get(descriptor)
+        inode, connection = inode_of(descriptor), self._connections.get(descriptor)
         if connection is None or connection.inode != inode:
             connection = self._connections[descriptor] = _Connection(inode, name, frame)
         connection.last = frame
@@ -124,11 +123,3 @@ class Subscribers:
         shown = topic.decode("utf-8", "backslashreplace")
         self._complaints.say(name, f"refused: {name} may not subscribe to '{shown:.200}': {WHERE}")
         return False
-
-
-def _inode(descriptor: int) -> int:
-    """0 of what is closed."""
-    try:
-        return os.fstat(descriptor).st_ino
-    except OSError:
-        return 0

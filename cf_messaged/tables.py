@@ -108,7 +108,7 @@ changes = sa.Table(
 
 # What happened to keys of nodes. The last index is for a listener that starts, and has to know of each key whether it
 # was let in: a part of the rows, since there may be many more of who was not.
-_LET = sa.text("what IN ('let in', 'let out')")
+_LET = sa.text("what IN ('let in', 'enrolled', 'renewed', 'let out')")
 key_changes = sa.Table(
     "key_changes",
     metadata,

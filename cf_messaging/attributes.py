@@ -154,8 +154,9 @@ def _read_object(value: Any) -> dict[str, Any]:
 
 _MAX_SERVER_KEYS = 8
 
-# server_key: each bytes, or the path of a certificate; accept: bytes each, or the path of a directory. None: not given.
-Curve = namedtuple("Curve", "server_key key_file accept")
+# server_key: each bytes, or the path of a certificate; accept: bytes each, or the path of a directory; enrol: an
+# endpoint, or "off"; renew: minutes. None: not given.
+Curve = namedtuple("Curve", "server_key key_file accept enrol renew", defaults=(None, None))
 
 
 def _read_curve(value: Any) -> Curve:
@@ -165,6 +166,9 @@ def _read_curve(value: Any) -> Curve:
             raise ValueError(f"unknown key '{name}': {_one_of(name, Curve._fields)}")
     if "server_key" in given and "accept" in given:
         raise ValueError("'server_key' is for who connects, 'accept' for who binds: allowed is one of both")
+    for name in ("enrol", "renew"):
+        if name in given and "accept" in given:
+            raise ValueError(f"'{name}' is for who connects to a cf-messaged: it is not allowed beside 'accept'")
     return Curve(*(_READ_KEYS[name](name, given[name]) if name in given else None for name in Curve._fields))
 
 
@@ -205,10 +209,29 @@ def _read_accepted(name: str, value: Any) -> tuple[bytes, ...] | str:
         raise ValueError(f"'{name}' holds {error}; allowed is a list of keys, or the path of a directory") from None
 
 
+def _read_enrol(name: str, value: Any) -> str:
+    if value == "off":
+        return "off"
+    try:
+        [endpoint] = _read_endpoints(value) if isinstance(value, str) else ()
+        return endpoint
+    except ValueError:
+        raise ValueError(f"'{name}' is {shown(value)}: allowed is an endpoint, or off") from None
+
+
+def _read_renew(name: str, value: Any) -> int:
+    try:
+        return _whole(1, 5_256_000)(str(value) if type(value) is int else value)
+    except ValueError as error:
+        raise ValueError(f"'{name}' is {shown(value)}: minutes, {error}") from None
+
+
 _READ_KEYS: dict[str, Callable[[str, Any], Any]] = {
     "server_key": _read_server_keys,
     "key_file": _read_key_path,
     "accept": _read_accepted,
+    "enrol": _read_enrol,
+    "renew": _read_renew,
 }
 
 
@@ -264,7 +287,7 @@ class Promise:
     expire: int  # minutes
     view: str | None
     parameters: dict[str, Any]
-    node: str | None  # None: the host name
+    node: str  # the host name where none was given
     curve: Curve | None
     state_dir: str | None
     value: Any  # of information: the payload as it came

@@ -174,7 +174,8 @@ class Delivery:
 def talk(promise: Promise, payloads: list[bytes]) -> Conversation:
     """The conversation in which a promise says these payloads, pipelined if they are several."""
     pattern = promise.pattern if len(payloads) == 1 else PATTERNS["async_request"]
-    return Conversation(pattern, promise.endpoint, False, payloads, b"", 0, 1, promise.subscribers, promise.curve)
+    subscribers, curve, node = promise.subscribers, promise.curve, promise.node
+    return Conversation(pattern, promise.endpoint, False, payloads, b"", 0, 1, subscribers, curve, node)
 
 
 def decoded(payload: bytes, id: str, endpoint: str, allowed: tuple[str, ...]) -> wire.Answer:

@@ -12,16 +12,17 @@ import zmq
 from .addresses import resolve
 from .conversations import Exchanged, hold
 from .files import check_descriptors
-from .link import Link, Security
+from .link import Link, NotLetIn, Security
 from .outcomes import Failure, Reason, worst
 from .patterns import ASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from .attributes import Curve
+    from .enrolment import Enrolment
     from .keys import Pair
     from .patterns import Conversation
     from .zap import Door
@@ -42,7 +43,9 @@ Candidate = namedtuple("Candidate", "endpoint address until last")
 class Exchange:
     """The sockets of a run, and what it has learned about its peers. Deadlines are of time.monotonic()."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[str, str], None] = lambda level, text: None) -> None:
+        """log: takes level and text."""
+        self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._links: dict[tuple[Any, ...], Link] = {}
         self._pairs: dict[str, Pair] = {}  # by the path of their file
@@ -51,6 +54,7 @@ class Exchange:
         self._unresolved: dict[str, Failure] = {}  # by endpoint
         self._hopeless: dict[tuple[str, Curve | None], Failure] = {}  # by address and keys
         self._silences: dict[tuple[str, Curve | None], int] = {}
+        self._enrols: Enrolment | None = None
 
     def converse(self, talk: Conversation, deadline: float) -> Exchanged:
         """Hold the conversation at the first endpoint where somebody is; never longer than until the deadline."""
@@ -127,11 +131,34 @@ class Exchange:
         if hopeless:  # somebody may have come meanwhile to a bound socket: look, but hardly wait
             place = place._replace(until=monotonic() + _LOOK_S)
         try:
-            self._attempt(talk, place, deadline, done)
+            self._let_in(talk, place, deadline, done)
         except Failure as failure:
             self._learn(where, failure, done)
             return failure
         return None
+
+    def _let_in(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> None:
+        """Hold the conversation, if need be after this node has enrolled. Raises Failure."""
+        if talk.node and talk.curve and talk.curve.renew:
+            self._renew(talk, place)
+        try:
+            self._attempt(talk, place, deadline, done)
+        except NotLetIn as refusal:
+            if not (talk.node and self._enrolment.enrol(talk, place.endpoint, place.until, refusal)):
+                raise
+            self._attempt(talk, place, deadline, done)
+
+    def _renew(self, talk: Conversation, place: Candidate) -> None:
+        if self._enrolment.renew(talk, place.endpoint, _share(place.until, 2), zmq.curve_keypair):
+            del self._pairs[talk.curve.key_file]
+
+    @property
+    def _enrolment(self) -> Enrolment:
+        if self._enrols is None:
+            from .enrolment import Enrolment  # most runs do without
+
+            self._enrols = Enrolment(self.converse, self._own_pair, self._log)
+        return self._enrols
 
     def _resolved(self, endpoint: str, deadline: float) -> list[str]:
         if endpoint in self._unresolved:
@@ -170,18 +197,24 @@ class Exchange:
 
     def _security(self, curve: Curve) -> Security:
         """Keys are read when they are needed, which may make this node's own. Raises Failure."""
-        from .keys import BadKey, own_pair, public_key  # a run without keys does not pay for it
+        from .keys import BadKey, public_key  # a run without keys does not pay for it
 
         try:
-            if curve.key_file not in self._pairs:
-                self._pairs[curve.key_file] = own_pair(curve.key_file, zmq.curve_keypair)
-            pair = self._pairs[curve.key_file]
+            pair = self._own_pair(curve.key_file)
             if curve.accept is not None:
                 return Security(pair, b"", self._domain(curve.accept))
             [key] = curve.server_key
             return Security(pair, public_key(key) if isinstance(key, str) else key, b"")
         except BadKey as error:
             raise Failure(Reason.LOCAL, str(error)) from None
+
+    def _own_pair(self, path: str) -> Pair:
+        """Raises BadKey."""
+        from .keys import own_pair
+
+        if path not in self._pairs:
+            self._pairs[path] = own_pair(path, zmq.curve_keypair)
+        return self._pairs[path]
 
     def _domain(self, accept: str | tuple[bytes, ...]) -> bytes:
         from .keys import directory_keys

@@ -40,13 +40,11 @@ class Information:
         converse: Callable[[Conversation, float], Exchanged],
         log: Callable[[str, str], None],
         state_dir: str,
-        node: str,
     ) -> None:
-        """converse: as Exchange.converse(); log: takes level and text; state_dir, node: where promises name none."""
+        """converse: as Exchange.converse(); log: takes level and text; state_dir: where promises name none."""
         self._converse = converse
         self._log = log
         self._state_dir = state_dir
-        self._node = node
         self._memories: dict[tuple[str, bool], Memory] = {}
         self._promised: dict[tuple[str, str, str], tuple[str, str]] = {}  # service, node, name -> value, place
 
@@ -62,7 +60,7 @@ class Information:
 
         place: file:line of the promise, where it is known.
         """
-        saying = Saying(promise.node or self._node, promise.information.name, promise.name, _canonical(value))
+        saying = Saying(promise.node, promise.information.name, promise.name, _canonical(value))
         service, now = promise.service, time.time()
         self._check_unique(service, saying, place)
         memory = self._memory(promise)
@@ -115,7 +113,7 @@ class Information:
 
     def _asked(self, promise: Promise, started: float) -> tuple[wire.Answer, str]:
         """The answer to a question for a view, and which endpoint gave it."""
-        id, node = os.urandom(16).hex(), promise.node or self._node
+        id, node = os.urandom(16).hex(), promise.node
         question = wire.Event(id, wire.VIEW, node, promise.view, _rfc3339(time.time()), promise.parameters)
         done = self._converse(talk(promise, [_encoded(question)]), started + promise.timeout)
         if done.failures:

@@ -20,6 +20,7 @@ KEY_BYTES = 32
 MAX_FILE_BYTES = 65536
 SUFFIX = ".key"  # of the certificates in a directory
 _HEX = re.compile("[0-9a-fA-F]{64}")
+_METADATA = r'^[ \t]+([a-z_]+)[ \t]*=[ \t]*"([^"\n]*)"[ \t\r]*$'
 _LINE = r'^[ \t]*%s[ \t]*=[ \t]*"?([!-~]{40})"?[ \t\r]*$'
 # ZeroMQ's RFC 32.
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -35,13 +36,16 @@ class NotNow(Exception):
 
 
 class Pair:
-    """Of a CURVE socket; bytes. What shows it shows the public key alone."""
+    """Of a CURVE socket; bytes. What shows it shows the public key alone. replaces: the key that was here before, in
+    hex, empty if there was none.
+    """
 
-    __slots__ = ("public", "secret")
+    __slots__ = ("public", "replaces", "secret")
 
-    def __init__(self, public: bytes, secret: bytes) -> None:
+    def __init__(self, public: bytes, secret: bytes, replaces: str = "") -> None:
         self.public = public
         self.secret = secret
+        self.replaces = replaces
 
     def __repr__(self) -> str:
         return f"<key {self.public.hex()}>"
@@ -82,9 +86,14 @@ def _from_z85(text: str) -> bytes:
     return pack(">8I", *numbers)
 
 
-def certificate(key: bytes, about: str = "") -> str:
-    """The text of a file that may be shown to everybody. about: a comment of one line."""
-    return f'#   {about or "A public key of ZeroMQ CURVE"}\n\nmetadata\ncurve\n    public-key = "{_z85(key)}"\n'
+def certificate(keys: bytes | Sequence[bytes], about: str = "", **metadata: str) -> str:
+    """The text of a file that may be shown to everybody, of one key, or of several while one is replaced.
+
+    about: a comment of one line; metadata: what else it tells, text without quotation marks and control characters.
+    """
+    told = "".join(f'    {name} = "{value}"\n' for name, value in metadata.items() if value)
+    lines = "".join(f'    public-key = "{_z85(key)}"\n' for key in ([keys] if isinstance(keys, bytes) else keys))
+    return f"#   {about or 'A public key of ZeroMQ CURVE'}\n\nmetadata\n{told}curve\n{lines}"
 
 
 # ---- files
@@ -92,10 +101,28 @@ def certificate(key: bytes, about: str = "") -> str:
 
 def public_key(path: str) -> bytes:
     """Of a certificate. Raises BadKey."""
+    return read_certificate(path)[0]
+
+
+def public_keys(path: str) -> list[bytes]:
+    """Of a certificate that may have several. Raises BadKey."""
+    return _all_found("public", _public_text(path), path)
+
+
+def read_certificate(path: str) -> tuple[bytes, dict[str, str]]:
+    """Its key, and its metadata by name. Raises BadKey."""
+    text = _public_text(path)
+    return _found("public", text, path), _metadata(text)
+
+
+def _metadata(text: str) -> dict[str, str]:
+    """What `certificate` told beside the key."""
+    return dict(re.findall(_METADATA, text.partition("\ncurve\n")[0], re.MULTILINE))
+
+
+def _public_text(path: str) -> str:
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            _check_regular(path, file.fileno())
-            return _found("public", _read(path, file.read(MAX_FILE_BYTES + 1)), path)
+        return contents(path).decode("utf-8", "replace")
     except OSError as error:
         raise BadKey(f"{path} cannot be read: {error.strerror}") from None
 
@@ -109,13 +136,15 @@ def directory_keys(path: str) -> dict[bytes, str]:
     return {public_key(os.path.join(path, name)): name[: -len(SUFFIX)].partition("~")[0] for name in names}
 
 
-def own_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> Pair:
-    """From the owner's file, which is made if there is none. new: as zmq.curve_keypair(). Raises BadKey."""
+def own_pair(path: str, new: Callable[[], tuple[bytes, bytes]], replaces: str = "") -> Pair:
+    """From the owner's file, which is made if there is none. new: as zmq.curve_keypair(); replaces: of a new one, the
+    key that it takes the place of. Raises BadKey.
+    """
     try:
         if not os.path.lexists(path):
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             _check_directory(os.path.dirname(path))
-            make_pair(path, new)
+            make_pair(path, new, replaces=replaces)
         return _own(path)
     except OSError as error:
         raise BadKey(f"key_file {path} cannot be read or made: {error.strerror}") from None
@@ -127,13 +156,13 @@ def _own(path: str) -> Pair:
         _check_regular(path, file.fileno())
         _check_private(path, os.fstat(file.fileno()))
         text = _read(path, file.read(MAX_FILE_BYTES + 1))
-    return Pair(_found("public", text, path), _found("secret", text, path))
+    return Pair(_found("public", text, path), _found("secret", text, path), _metadata(text).get("replaces", ""))
 
 
-def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]]) -> None:
+def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]], **metadata: str) -> None:
     """Of two who make it together, the first has made it. Raises OSError."""
     public, secret = (key.decode() for key in new())
-    text = certificate(_from_z85(public), "The CURVE key of this machine: nobody else may have it")
+    text = certificate(_from_z85(public), "The CURVE key of this machine: nobody else may have it", **metadata)
     temporary = write_private(path, f'{text}    secret-key = "{secret}"\n')
     try:
         os.link(temporary, path)
@@ -175,21 +204,36 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def contents(path: str) -> bytes:
+    """Of a regular file with a key of whatever kind. Raises BadKey and OSError."""
+    with open(path, "rb", opener=_at_once) as file:
+        _check_regular(path, file.fileno())
+        return _bounded(path, file.read(MAX_FILE_BYTES + 1))
+
+
 def _read(path: str, data: bytes) -> str:
+    return _bounded(path, data).decode("utf-8", "replace")
+
+
+def _bounded(path: str, data: bytes) -> bytes:
     if len(data) > MAX_FILE_BYTES:
-        raise BadKey(f"{path} is larger than {MAX_FILE_BYTES} bytes: no certificate")
-    return data.decode("utf-8", "replace")
+        raise BadKey(f"{path} is larger than {MAX_FILE_BYTES} bytes: no file of a key")
+    return data
 
 
 def _found(which: str, text: str, path: str) -> bytes:
-    """The text is never told: it may be somebody's secret."""
-    found = re.search(_LINE % f"{which}-key", text, re.MULTILINE)
+    return _all_found(which, text, path)[0]
+
+
+def _all_found(which: str, text: str, path: str) -> list[bytes]:
+    """One at least. The text is never told: it may be somebody's secret."""
     try:
-        if found:
-            return _from_z85(found[1])
+        found = [_from_z85(key) for key in re.findall(_LINE % f"{which}-key", text, re.MULTILINE)]
     except (KeyError, ValueError):
-        pass
-    raise BadKey(f"{path} is no certificate with a {which} key of CURVE")
+        found = []
+    if not found:
+        raise BadKey(f"{path} is no certificate with a {which} key of CURVE")
+    return found
 
 
 def _check_regular(path: str, descriptor: int) -> None:
@@ -212,6 +256,18 @@ def _check_directory(path: str) -> None:
         raise BadKey(f"directory {path} belongs to user {status.st_uid}: chown {os.geteuid()} {path}")
     if status.st_mode & 0o022:
         raise BadKey(f"directory {path} can be written by others: chmod 700 {path}")
+
+
+# ---- enrolment: what a node signs with its CFEngine host key
+
+# All text. challenge: of the listener; listener, key: CURVE keys in hex, of both; replaces: what the node's key takes
+# the place of, empty if nothing; node: its name; host_key: the digest of its CFEngine key, as `cf-key -p` tells it.
+Claim = namedtuple("Claim", "challenge listener key replaces node host_key")
+
+
+def statement(claim: Claim) -> bytes:
+    """What is signed, RSASSA-PKCS1-v1_5 with SHA-256: a line each, none of which has a line break in it."""
+    return "\n".join(("cf-messaged enrolment v1", *claim, "")).encode()
 
 
 # ---- who is let in: ZeroMQ's RFC 27

@@ -35,6 +35,7 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_DENIED = 400  # ZAP's status of who is not known
 _MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 # Between two tries to connect, at first and at last; not the same for all nodes, who find a listener gone together.
 _RECONNECT_MS = 50 + os.getpid() % 50
@@ -52,6 +53,10 @@ _NO_CURVE = "uses another security mechanism than this node: it does not want CU
 _CURVE_BYTES = 33  # by which each frame is longer
 _SILENT_ENOUGH = 2  # one may be a peer that was just ending
 _ZAP_ENFORCE_DOMAIN = 93  # pyzmq has no name for it in all its versions
+
+
+class NotLetIn(Failure):
+    """By who has the right key, and asks for another one of this node."""
 
 
 class Link:
@@ -202,7 +207,7 @@ class Link:
         """Of a failed handshake. One without detail may be a peer that was just ending, and is tried again."""
         mismatch = _NO_CURVE if self._security else _OTHER_MECHANISM
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._refuse(self._denied(value))
+            self._refuse(self._denied(value), NotLetIn if self._security and value == _DENIED else Failure)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._refuse(mismatch if value == _MECHANISM_MISMATCH else _NOT_A_PEER)
         elif self.connects and self._is_other_mechanism(deadline):
@@ -237,8 +242,8 @@ class Link:
                 " is this a ZeroMQ socket?"
             )
 
-    def _refuse(self, detail: str) -> None:
-        self._trouble = Failure(Reason.REFUSED, detail if self.connects else f"somebody {detail}", self.endpoint)
+    def _refuse(self, detail: str, kind: type[Failure] = Failure) -> None:
+        self._trouble = kind(Reason.REFUSED, detail if self.connects else f"somebody {detail}", self.endpoint)
 
     def absence(self) -> Failure:
         """Why nobody is there, as far as it can be told."""

@@ -20,9 +20,12 @@ ASK, ANSWER, SAY, HEAR, PAIR = "ask", "answer", "say", "hear", "pair"
 Pattern = namedtuple("Pattern", "name socket conversation payload attributes")
 
 # What the endpoints' sockets are to do. payloads: bytes each. answers: how many messages are wanted back (None: all
-# that come; 0: none). topic: bytes. curve: as attributes.py reads it, with the path of the key, or None.
+# that come; 0: none). topic: bytes. curve: as attributes.py reads it, with the path of the key, or None. node: the name
+# under which this one enrols where it is not let in, None where it does not.
 Conversation = namedtuple(
-    "Conversation", "pattern endpoints bind payloads topic answers retries subscribers curve", defaults=(None,)
+    "Conversation",
+    "pattern endpoints bind payloads topic answers retries subscribers curve node",
+    defaults=(None, None),
 )
 
 # What information and views allow instead; the promise says by `information` or `view` which of them it is.

@@ -64,6 +64,7 @@ class MessagesPromise(PromiseModule):
             promise = self._promise(promiser, attributes)
             if promise.curve and not promise.curve.key_file:
                 promise.curve = promise.curve._replace(key_file=_own_key_file(promise))
+            promise.node = promise.node or os.uname().nodename
             if promise.information or promise.view:
                 outcome = self._inform(promise, _place(metadata), started)
             else:
@@ -110,7 +111,7 @@ class MessagesPromise(PromiseModule):
         if self._information is None:
             from .information import Information
 
-            self._information = Information(self._converse, self._note, _STATE_DIR, os.uname().nodename)
+            self._information = Information(self._converse, self._note, _STATE_DIR)
         if promise.view:
             return self._information.view(promise, started)
         return self._information.say(promise, _value(promise), place, started)
@@ -132,7 +133,7 @@ class MessagesPromise(PromiseModule):
                 raise Failure(Reason.LOCAL, detail) from error
             except ImportError as error:  # it is there, but something that it needs is not
                 raise Failure(Reason.LOCAL, f"zmq cannot be loaded: {error}") from error
-            self._exchange = Exchange()
+            self._exchange = Exchange(self._note)
         return self._exchange
 
     def protocol_terminate(self) -> str:

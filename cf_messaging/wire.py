@@ -57,14 +57,22 @@ KINDS = {
     )
 }
 VIEW = "view"
+ENROL = "enrol"  # what an unknown node says, on a socket of its own
+# What it says there, as the name of the event: that it is there, who it is, or the latter without any effect.
+HELLO, CLAIM, CHECK = "hello", "claim", "check"
+MAX_ENROL_BYTES = 4096
 
-# data: the value, of a VIEW its parameters. time: RFC 3339, UTC. policy: file:line. refresh: seconds.
+# data: the value; of a VIEW its parameters, of ENROL a claim. time: RFC 3339, UTC. policy: file:line. refresh: seconds.
 Event = namedtuple("Event", "id kind node name time data policy handle refresh", defaults=(None, None, None))
 
 STORED, DUPLICATE, ANSWERED, REFUSED, LATER = "stored", "duplicate", "answered", "refused", "later"
+CHALLENGED, ENROLLED, WAITS = "challenged", "enrolled", "waits"  # of ENROL alone
 # have: the highest sequence of the event's source and stream that the store had before. rows: a list of objects.
+# challenge: for a claim. next_key: the listener's, in hex, while it is to be replaced.
 Answer = namedtuple(
-    "Answer", "id store have status reason retry_after view rows time", defaults=(None, None, None, None, None)
+    "Answer",
+    "id store have status reason retry_after view rows time challenge next_key",
+    defaults=(None, None, None, None, None, None, None),
 )
 
 _TYPE = "cfengine.messages."
@@ -80,7 +88,9 @@ _TIME = (
 _OPTIONAL = {"policy": str, "handle": str, "refresh": int}
 _OF_STATUS = {STORED: (), DUPLICATE: (), ANSWERED: ("view", "rows", "time"), REFUSED: ("reason",)}
 _OF_STATUS[LATER] = ("reason", "retry_after")
+_OF_STATUS.update({CHALLENGED: ("challenge",), ENROLLED: (), WAITS: ("reason",)})
 _ANSWER_TYPES = {"id": str, "store": str, "have": int, "reason": str, "view": str, "rows": list, "time": str}
+_ANSWER_TYPES["challenge"] = str
 
 
 class Malformed(ValueError):
@@ -156,9 +166,9 @@ def _event(fields: dict[str, Any]) -> Event:
         raise ValueError('specversion is not "1.0"')
     id, source, type, name, time = (_text(fields, key) for key in ("id", "source", "type", "subject", "time"))
     kind = type[len(_TYPE) :] if type.startswith(_TYPE) else ""
-    if kind not in KINDS and kind != VIEW:
+    if kind not in KINDS and kind not in (VIEW, ENROL):
         raise ValueError(f"unsupported type '{type:.100}'")
-    if kind != VIEW:
+    if kind in KINDS:
         parse_id(id)
     elif not 1 <= len(id.encode("utf-8", "surrogatepass")) <= 80:
         raise ValueError("id has more than 80 bytes, or none")
@@ -181,14 +191,14 @@ def _data(fields: dict[str, Any], kind: str) -> Any:
         raise ValueError("datacontenttype is neither application/json nor text/plain")
     if content == "text/plain" and not isinstance(data, str):
         raise ValueError("data of text/plain is no string")
-    if kind == VIEW and not isinstance(data, dict):
-        raise ValueError("data of a view is no object")
+    if kind not in KINDS and not isinstance(data, dict):
+        raise ValueError(f"data of type {kind} is no object")
     return data
 
 
 def encode_answer(answer: Answer) -> bytes:
     """Raises ValueError if it is larger than MAX_ANSWER_BYTES."""
-    names = ("id", "store", "have", "status", *_OF_STATUS[answer.status])
+    names = ("id", "store", "have", "status", *_OF_STATUS[answer.status], *(("next_key",) if answer.next_key else ()))
     return _encoded({name: getattr(answer, name) for name in names}, "MAX_ANSWER_BYTES", MAX_ANSWER_BYTES)
 
 
@@ -207,7 +217,8 @@ def decode_answer(frame: bytes) -> Answer:
         raise Malformed(f"'have' of an answer is {fields['have']!r:.100}")
     if status == ANSWERED and not all(isinstance(row, dict) for row in fields["rows"]):
         raise Malformed("a row of a view is no object")
-    return Answer(status=status, **{name: fields[name] for name in names})
+    next_key = fields["next_key"] if _is(fields.get("next_key"), str) else None
+    return Answer(status=status, next_key=next_key, **{name: fields[name] for name in names})
 
 
 # ---- JSON that is read from others

@@ -28,7 +28,7 @@ STREAM = "0123456789abcdef" * 2
 OTHER_STREAM = "fedcba9876543210" * 2
 TIME = "2026-11-24T12:00:00Z"
 COMMAND = [sys.executable, "-m", "cf_messaged"]
-ROLES = ("request", "push", "publish", "subscribe")
+ROLES = ("request", "push", "publish", "subscribe", "enrol")
 # The table with the ids of events, whose streams are numbers in it.
 HISTORY = (
     "(SELECT stream || '-' || substr(CAST(1000000000000 + sequence AS TEXT), 2) AS id, history.*"

@@ -11,7 +11,7 @@ down_revision = "1"
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 # Compared byte by byte in both, whatever the language of a server.
 _KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-_LET = sa.text("what IN ('let in', 'let out')")
+_LET = sa.text("what IN ('let in', 'enrolled', 'renewed', 'let out')")
 
 
 def upgrade() -> None:

@@ -1,0 +1,114 @@
+"""Which node a claim makes of a key: a name is of the host that had it first, and a host has one name and at most two
+keys, the older one while it is replaced. No socket, clock or file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from cf_messaged.journal import ENROLLED, RENEWED
+from cf_messaging.keys import Claim
+
+if TYPE_CHECKING:  # most commands read settings, and no key
+    from cf_messaged.keyring import Held
+
+CFENGINE, MANUAL, OFF = RULES = "cfengine", "manual", "off"
+FIRST, LISTED = NAMES = "first", "listed"
+# What comes of a claim.
+KNOWN, WAITS, CLONE, REFUSED = "known", "waits", "clone", "refused"  # or ENROLLED or RENEWED
+# A machine that was heard so short a time ago is there, and another one with the same key of its host is a clone.
+LIVE_S = 900.0
+
+
+class Rules(NamedTuple):
+    """Of the settings. enrol: of RULES; names: of NAMES; listed: the host key of each name."""
+
+    enrol: str = CFENGINE
+    names: str = FIRST
+    listed: Mapping[str, str] = {}
+
+
+class Decision(NamedTuple):
+    """what: of the words above. gone: certificates whose keys are let in no more."""
+
+    what: str
+    reason: str = ""
+    gone: Sequence[Held] = ()
+
+
+class Known(Protocol):
+    """What a keyring knows."""
+
+    def accepted(self) -> list[Held]: ...
+    def is_revoked(self, key: bytes) -> bool: ...
+    def is_rejected(self, key: bytes) -> bool: ...
+    def is_trusted(self, host_key: str) -> bool: ...
+
+
+def decide(claim: Claim, known: Known, rules: Rules, heard_s: Callable[[bytes], float]) -> Decision:
+    """claim: signed by a host that is trusted. heard_s: how long ago something was said by a key."""
+    key = bytes.fromhex(claim.key)
+    if known.is_revoked(key):
+        return Decision(REFUSED, f"this CURVE key was revoked: remove the file of {claim.key}, for a new one")
+    if known.is_rejected(key):
+        return Decision(REFUSED, "an operator has rejected this CURVE key")
+    accepted = known.accepted()
+    same = next((held for held in accepted if held.key == key), None)
+    if same:
+        return _of_known(claim, same)
+    if rules.names == LISTED and rules.listed.get(claim.node) != claim.host_key:
+        return Decision(REFUSED, _not_listed(claim, rules.listed.get(claim.node)))
+    return _of_name(claim, accepted, known, rules) or _of_keys(claim, accepted, known, heard_s)
+
+
+def _of_known(claim: Claim, same: Held) -> Decision:
+    if same.node == claim.node and same.host_key in ("", claim.host_key):
+        return Decision(KNOWN)
+    whose = f" of host key {same.host_key}" if same.host_key else ""
+    return Decision(REFUSED, f"this CURVE key is {same.node}'s{whose}")
+
+
+def _not_listed(claim: Claim, listed: str | None) -> str:
+    if listed is None:
+        return f"{claim.node} is not among the `listed` names"
+    return f"{claim.node} is `listed` for host key {listed}, not {claim.host_key}"
+
+
+def _of_name(claim: Claim, accepted: Sequence[Held], known: Known, rules: Rules) -> Decision | None:
+    """Why the claim has to wait; None if the name is the host's."""
+    for held in accepted:
+        if held.host_key == claim.host_key and held.node != claim.node:
+            return Decision(WAITS, f"host key {claim.host_key} is {held.node}'s, and claims to be {claim.node} too")
+        if held.node == claim.node and held.host_key != claim.host_key:
+            if not held.host_key:
+                return Decision(WAITS, f"{claim.node} was accepted by hand, with key {held.key.hex()}")
+            if known.is_trusted(held.host_key):
+                return Decision(WAITS, f"{claim.node} is host key {held.host_key}, not {claim.host_key}")
+    if rules.enrol == MANUAL:
+        return Decision(WAITS, "an operator accepts each key")
+    return None
+
+
+def _of_keys(claim: Claim, accepted: Sequence[Held], known: Known, heard_s: Callable[[bytes], float]) -> Decision:
+    """One more key of a host under the name that is its own."""
+    of_name = sorted((held for held in accepted if held.node == claim.node), key=lambda held: held.since)
+    own = [held for held in of_name if held.host_key == claim.host_key]
+    others = [held for held in of_name if held not in own]  # of a host that is trusted no more
+    if not own:
+        return Decision(ENROLLED, gone=others)
+    newest = own[-1]
+    gone = [*others, *own[:-1]]
+    if claim.replaces == newest.key.hex():
+        return Decision(RENEWED, gone=gone)
+    silent_s = heard_s(newest.key)
+    if silent_s < LIVE_S:
+        return Decision(CLONE, _cloned(claim, newest, silent_s))
+    return Decision(ENROLLED, gone=gone)
+
+
+def _cloned(claim: Claim, newest: Held, silent_s: float) -> str:
+    return (
+        f"{claim.node} has spoken with another CURVE key {silent_s:.0f} s ago, {newest.key.hex()}: another machine has"
+        f" the same host key, {claim.host_key}; or if that key is lost, it is let in {LIVE_S / 60:.0f} minutes later"
+    )

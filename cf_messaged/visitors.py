@@ -1,0 +1,85 @@
+"""The connections of strangers to a socket where anybody may knock: none lasts, and none says much. libzmq keeps a
+message until its last frame has come, however many those are, so what comes is counted by the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
+
+import zmq
+
+from cf_messaged.guard import inode_of
+from cf_messaged.sockets import Socket
+
+# Some ten times what enrolling takes.
+MAX_SAID_BYTES = 64 * 1024
+MAX_STAY_S = 30.0
+# How often they are looked at while there are some.
+LOOK_S = 0.1
+# tcpi_bytes_received of struct tcp_info, Linux 4.1 and newer.
+_BYTES_RECEIVED = struct.Struct("=Q")
+_BYTES_RECEIVED_AT = 128
+
+
+@dataclass
+class _Visitor:
+    """inode: tells it from a later one with the same descriptor."""
+
+    inode: int
+    since_s: float
+
+
+class Visitors:
+    """Of one socket, whose monitor tells who comes and goes."""
+
+    def __init__(self, visited: Socket) -> None:
+        self._visited = visited
+        self.monitor: Socket = visited.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._there: dict[int, _Visitor] = {}  # by descriptor
+        self._looked_s = 0.0
+
+    @property
+    def poll_s(self) -> float | None:
+        return LOOK_S if self._there else None
+
+    def check(self) -> None:
+        """Hang up on who has been here for too long, or has said too much."""
+        self._hear()
+        now_s = time.monotonic()
+        if not self._there or now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        for descriptor, visitor in list(self._there.items()):
+            if inode_of(descriptor) != visitor.inode:
+                del self._there[descriptor]
+            elif now_s - visitor.since_s > MAX_STAY_S or _said_bytes(descriptor) > MAX_SAID_BYTES:
+                del self._there[descriptor]
+                _hang_up(descriptor)
+
+    def _hear(self) -> None:
+        with suppress(zmq.Again):
+            while True:
+                told, _ = self.monitor.recv_multipart(zmq.DONTWAIT)
+                event, descriptor = struct.unpack("=Hi", told)
+                if event == zmq.EVENT_ACCEPTED:
+                    self._there[descriptor] = _Visitor(inode_of(descriptor), time.monotonic())
+                else:
+                    self._there.pop(descriptor, None)
+
+
+def _said_bytes(descriptor: int) -> int:
+    """0 where the kernel does not count, as of what is no TCP."""
+    with suppress(OSError, struct.error), socket(fileno=os.dup(descriptor)) as connection:
+        told = connection.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size)
+        return int(_BYTES_RECEIVED.unpack_from(told, _BYTES_RECEIVED_AT)[0])
+    return 0
+
+
+def _hang_up(descriptor: int) -> None:
+    with suppress(OSError), socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(SHUT_RDWR)
