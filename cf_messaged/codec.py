@@ -83,7 +83,7 @@ def _event(said: _Fields) -> Event | None:
 
 def encode_answer(answer: Answer) -> bytes:
     """As wire.encode_answer()."""
-    if answer.status not in (STORED, DUPLICATE):
+    if answer.status not in (STORED, DUPLICATE) or answer.next_key:
         return wire.encode_answer(answer)
     return _encode({"have": answer.have, "id": answer.id, "status": answer.status, "store": answer.store})
 

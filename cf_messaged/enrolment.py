@@ -171,14 +171,11 @@ class Desk:
         key = bytes.fromhex(claim.key)
         since, change = rfc3339(now_us), _change(claim, decision, caller, now_us)
         if decision.what in (ENROLLED, RENEWED):
-            others = [
-                held for held in self._keyring.accepted() if held.node == claim.node and held not in decision.gone
-            ]
-            name = file_of(claim.node, key) if others else f"{claim.node}.key"
+            name = file_of(claim.node, key, self._keyring.accepted())
             self._keyring.accept(Held(key, claim.node, name, claim.host_key, since), decision.gone)
             self._log.changed(change)
         elif decision.what == WAITS:
-            held = Held(key, claim.node, file_of(claim.node, key), claim.host_key, since, decision.reason)
+            held = Held(key, claim.node, "", claim.host_key, since, decision.reason)
             if self._keyring.wait(held):
                 self._log.changed(change)
         elif decision.what != KNOWN:

@@ -119,8 +119,9 @@ def is_question(said: Event) -> bool:
     return bool(said.kind == VIEW)
 
 
-def answer(event: Event, store: str, verdict: Verdict) -> Answer:
-    return Answer(event.id, store, verdict.have, verdict.status, reason=verdict.reason)
+def answer(event: Event, store: str, verdict: Verdict, next_key: str | None = None) -> Answer:
+    """next_key: the listener's, if it is to be told."""
+    return Answer(event.id, store, verdict.have, verdict.status, verdict.reason, next_key=next_key)
 
 
 def later(event: Event, store: str, reason: str, retry_after_s: float) -> Answer:

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -148,6 +148,9 @@ class Keyring:
         self._trusted = Folder(Path(directory) / TRUSTED, TRUSTED_SUFFIX, _read_trusted)
         self._names: Mapping[bytes, str] = {}
         self._barred: set[str] = set()  # hosts that were revoked, whatever key they come with
+        self._next_path = os.path.join(directory, NEXT_LISTENER)
+        self._next_version: object = None
+        self._next_key: str | None = None
         self._complaint = ""
         self._turn = Lock()
 
@@ -164,6 +167,20 @@ class Keyring:
                 self._names = {}
                 self._complain(f"nobody is let in: {error.filename}: {error.strerror}")
             return self._names
+
+    def next_key(self) -> str | None:
+        """The listener's, in hex, while its own is to be replaced."""
+        try:
+            status = os.stat(self._next_path)
+            version = status.st_ino, status.st_mtime_ns
+            if version != self._next_version:
+                self._next_version = version
+                self._next_key = public_key(self._next_path).hex()
+        except FileNotFoundError:
+            self._next_version = self._next_key = None
+        except (OSError, BadKey) as error:
+            log.error("the next key is not told to nodes: %s", error)
+        return self._next_key
 
     def is_rejected(self, key: bytes) -> bool:
         return key in self._rejected.held
@@ -203,6 +220,7 @@ class Keyring:
             return False
         for held in before:
             (self._waiting.path / held.file).unlink(missing_ok=True)
+        new = new._replace(file=file_of(new.node, new.key, self._waiting.held.values()))
         put(self.directory, WAITING, new, "Waits for an operator")
         return True
 
@@ -282,8 +300,10 @@ def write(path: Path, text: str) -> None:
     os.replace(write_private(str(path), text), path)
 
 
-def file_of(node: str, key: bytes) -> str:
-    return f"{node}~{key.hex()[:16]}{SUFFIX}"
+def file_of(node: str, key: bytes, others: Iterable[Held] = ()) -> str:
+    """Of a certificate, beside these."""
+    name = f"{node}{SUFFIX}"
+    return f"{node}~{key.hex()[:16]}{SUFFIX}" if any(held.file == name for held in others) else name
 
 
 def put(directory: str, state: str, held: Held, about: str) -> None:

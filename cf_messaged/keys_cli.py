@@ -103,7 +103,7 @@ def accept(directory: str, key: str, node: str | None, replace: bool) -> None:
         fail(f"{found.hex()} is accepted already, as {accepted[found].node}")
     host_key = known.host_key if known and known.node == node else ""
     others = [held for held in accepted.values() if held.node == node or (host_key and held.host_key == host_key)]
-    name = file_of(node, found) if any(held.node == node for held in others) else f"{node}{SUFFIX}"
+    name = file_of(node, found, accepted.values())
     with _in_words():
         if found in rejected:
             os.unlink(Path(directory) / REJECTED / rejected[found].file)

@@ -89,11 +89,11 @@ class Service:
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
         self._views = ViewPool(_of_views(config), config.views_at_once, self.metrics)
-        keyring = Keyring(config.keys_dir) if config.keys_dir else None
+        keyring = self._keyring = Keyring(config.keys_dir) if config.keys_dir else None
         self._guard = Guard(keyring, config) if keyring else None
         self._key_log = KeyLog(store) if keyring else None
         self._sockets = Sockets(config, keyring)
-        self._desk = self._made_desk(keyring)
+        self._desk = self._made_desk()
         self._subscribers: Subscribers | None = None
         if publishing := self._sockets.get(SUBSCRIBE):
             self._subscribers = Subscribers(publishing, self._publisher, self._guard, self._counters)
@@ -105,11 +105,11 @@ class Service:
         self._polled: list[int] = []
         self._poller = zmq.Poller()
 
-    def _made_desk(self, keyring: Keyring | None) -> Desk | None:
+    def _made_desk(self) -> Desk | None:
         socket, pair = self._sockets.get(ENROLMENT), self._sockets.pair
-        if keyring is None or socket is None or pair is None or self._guard is None or self._key_log is None:
+        if not (socket and pair and self._keyring and self._guard and self._key_log):
             return None
-        return Desk(socket, pair.public, keyring, self._guard, self._key_log, self._config)
+        return Desk(socket, pair.public, self._keyring, self._guard, self._key_log, self._config)
 
     def heed_signals(self) -> None:
         """SIGTERM and SIGINT end `run`, also one that has not begun: call it before anybody is told of the listener.
@@ -277,9 +277,10 @@ class Service:
             name, id, lost = self._store.name, self._store.id, self._counters.lost
             log.warning("the store is there again: %s, store %s; lost since the start: %d", name, id, lost)
         self._store_lost = False
+        next_key = self._keyring.next_key() if self._keyring else None
         for (envelope, event), verdict in zip(events, verdicts, strict=True):
             if envelope is not None:
-                self._send(envelope, encode_answer(intake.answer(event, self._store.id, verdict)))
+                self._send(envelope, encode_answer(intake.answer(event, self._store.id, verdict, next_key)))
             self._note(event, verdict)
         self._counters.batches += 1
         oldest_us = microseconds(min(event.time for _, event in events))

@@ -37,12 +37,14 @@ class Delivery:
         memory: Memory,
         converse: Callable[[Conversation, float], Exchanged],
         log: Callable[[str, str], None],
+        announced: Callable[[str], None],
     ) -> None:
-        """converse: as Exchange.converse(); log: takes level and text."""
+        """converse: as Exchange.converse(); log: takes level and text; announced: takes the listener's next key."""
         self._promise = promise
         self._memory = memory
         self._converse = converse
         self._log = log
+        self._announced = announced
         self._service = promise.service
 
     def flush(self, sequence: int, started: float) -> Outcome | None:
@@ -135,6 +137,9 @@ class Delivery:
                     answers[waiting.sequence] = decoded(message.payload, waiting.id, done.endpoint, _TO_EVENTS)
                 except Failure as failure:
                     unusable[waiting.sequence] = failure
+        next_key = next((answer.next_key for answer in answers.values() if answer.next_key), None)
+        if next_key:
+            self._announced(next_key)
         if self._settle(known, batch, answers) == NODE:
             detail = "this node's memory is an older copy than what its listener has of it: said again in the next run"
             return _Heard({}, {}, Failure(Reason.LOCAL, detail))

@@ -111,7 +111,6 @@ def claim(
     challenge = _ask(converse, office, talk, wire.HELLO, {}, until).challenge
     [listener] = talk.curve.server_key
     try:
-        listener = keys.public_key(listener) if isinstance(listener, str) else listener
         host_key = digest(os.path.join(PPKEYS, "localhost.pub"))
         said = Claim(challenge, listener.hex(), pair.public.hex(), pair.replaces, talk.node, host_key)
         signature = sign(os.path.join(PPKEYS, "localhost.priv"), statement(said))

@@ -49,6 +49,7 @@ class Exchange:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._links: dict[tuple[Any, ...], Link] = {}
         self._pairs: dict[str, Pair] = {}  # by the path of their file
+        self._server_keys: dict[tuple[bytes | str, ...], list[bytes]] = {}  # by what policy says
         self._door: Door | None = None
         self._addresses: dict[str, list[str]] = {}
         self._unresolved: dict[str, Failure] = {}  # by endpoint
@@ -112,12 +113,30 @@ class Exchange:
         while it is replaced: what came of the first that is not refused counts.
         """
         refused = []
-        for keyed in sorted(_each_key(talk), key=lambda each: not self._is_open(each, place.address)):
-            failure = self._tried_with(keyed, place, deadline, done)
-            if failure is None or failure.reason is not Reason.REFUSED:
-                return failure
-            refused.append(failure)
+        try:
+            each_key = self._each_key(talk)
+        except Failure as failure:
+            return failure
+        for keyed in sorted(each_key, key=lambda each: not self._is_open(each, place.address)):
+            came_of_it = self._tried_with(keyed, place, deadline, done)
+            if came_of_it is None or came_of_it.reason is not Reason.REFUSED:
+                return came_of_it
+            refused.append(came_of_it)
         return worst(refused)
+
+    def _each_key(self, talk: Conversation) -> list[Conversation]:
+        """The same, with each of the keys that the listener may have. Raises Failure."""
+        if talk.curve is None or talk.bind:
+            return [talk]
+        from .keys import BadKey, server_keys  # a run without keys does not pay for it
+
+        keys = talk.curve.server_key
+        try:
+            if keys not in self._server_keys:
+                self._server_keys[keys] = server_keys(keys)
+        except BadKey as error:
+            raise Failure(Reason.LOCAL, str(error)) from None
+        return [talk._replace(curve=talk.curve._replace(server_key=(key,))) for key in self._server_keys[keys]]
 
     def _is_open(self, talk: Conversation, address: str) -> bool:
         link = self._links.get(self._key(talk, address))
@@ -197,14 +216,13 @@ class Exchange:
 
     def _security(self, curve: Curve) -> Security:
         """Keys are read when they are needed, which may make this node's own. Raises Failure."""
-        from .keys import BadKey, public_key  # a run without keys does not pay for it
+        from .keys import BadKey
 
         try:
             pair = self._own_pair(curve.key_file)
             if curve.accept is not None:
                 return Security(pair, b"", self._domain(curve.accept))
-            [key] = curve.server_key
-            return Security(pair, public_key(key) if isinstance(key, str) else key, b"")
+            return Security(pair, curve.server_key[0], b"")
         except BadKey as error:
             raise Failure(Reason.LOCAL, str(error)) from None
 
@@ -252,12 +270,6 @@ class Exchange:
         link = self._links.get(key)
         if link and (link.is_flooded or talk.pattern.conversation == ASK or not (link.peers or talk.bind)):
             self._links.pop(key).close()
-
-
-def _each_key(talk: Conversation) -> list[Conversation]:
-    if talk.curve is None or talk.bind:
-        return [talk]
-    return [talk._replace(curve=talk.curve._replace(server_key=(key,))) for key in talk.curve.server_key]
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:

@@ -45,6 +45,7 @@ class Information:
         self._converse = converse
         self._log = log
         self._state_dir = state_dir
+        self._next_keys: set[str] = set()  # that were told in this run
         self._memories: dict[tuple[str, bool], Memory] = {}
         self._promised: dict[tuple[str, str, str], tuple[str, str]] = {}  # service, node, name -> value, place
 
@@ -75,7 +76,7 @@ class Information:
         sequence, lost = memory.queue(service, saying, promise.information.remembered, event, now, expires)
         if lost:
             self._log("error", f"messages: the queue for {service} is full, its {lost} oldest events are lost")
-        delivery = Delivery(promise, memory, self._converse, self._log)
+        delivery = Delivery(promise, memory, self._converse, self._log, lambda key: self._announced(promise, key))
         return delivery.flush(sequence, started) or _said_by_another(promise, memory, saying)
 
     def _check_unique(self, service: str, saying: Saying, place: str) -> None:
@@ -83,6 +84,25 @@ class Information:
         if data != saying.data:
             at = f" at {other}" if other else ""
             raise Failure(Reason.LOCAL, f"'{saying.name}' was promised with another value in this run{at}")
+
+    def _announced(self, promise: Promise, next_key: str) -> None:
+        """Policy says whom this node speaks to; here it is only told what it will need, in a file that it may use."""
+        from .keys import BadKey, certificate, from_hex, server_keys
+
+        try:
+            known, key = server_keys(promise.curve.server_key if promise.curve else ()), from_hex(next_key)
+        except (BadKey, ValueError):
+            return
+        if key in known or next_key in self._next_keys:
+            return
+        self._next_keys.add(next_key)
+        path = self._path(promise, "listener.key")
+        keep(path, certificate([*known, key], "The keys of a cf-messaged, of now and of next").encode())
+        text = f"will have another key, {next_key}: 'server_key' in policy needs it too, as in {path}"
+        self._log("warning", f"messages: {promise.service} {text}")
+
+    def _path(self, promise: Promise, name: str) -> str:
+        return os.path.normpath(os.path.join(promise.state_dir or self._state_dir, "messages", name))
 
     def _say_once(self, promise: Promise, event: bytes, saying: Saying, started: float) -> Outcome:
         """By a pattern without acknowledgement: never queued, never remembered."""
@@ -123,7 +143,7 @@ class Information:
     def _memory(self, promise: Promise) -> Memory:
         key = promise.state_dir or self._state_dir, promise.dry_run
         if key not in self._memories:
-            path = os.path.normpath(os.path.join(key[0], "messages", "memory.db"))
+            path = self._path(promise, "memory.db")
             self._memories[key] = Memory(path, lambda text: self._log("error", f"messages: {text}"), read_only=key[1])
         return self._memories[key]
 

@@ -109,6 +109,12 @@ def public_keys(path: str) -> list[bytes]:
     return _all_found("public", _public_text(path), path)
 
 
+def server_keys(told: Sequence[bytes | str]) -> list[bytes]:
+    """Of a listener that has one of them. told: keys, and paths of certificates. Raises BadKey."""
+    found = [key for each in told for key in ([each] if isinstance(each, bytes) else public_keys(each))]
+    return list(dict.fromkeys(found))
+
+
 def read_certificate(path: str) -> tuple[bytes, dict[str, str]]:
     """Its key, and its metadata by name. Raises BadKey."""
     text = _public_text(path)

@@ -450,7 +450,7 @@ def test_another_agent_was_faster(tmp_path: Path) -> None:
         waits = Saying("web1", "state", "load", '"x"')
         event = Event("", "state", "web1", "load", "2026-11-24T12:00:00Z", "x")
         memory.queue("ipc:///hub", waits, False, lambda id: encode_event(event._replace(id=id)), 1, 2**40)
-    with closing(Information(converse, lambda _level, _text: None, str(tmp_path), "web1")) as information:
+    with closing(Information(converse, lambda _level, _text: None, str(tmp_path))) as information:
         outcome = information.say(promise, "said", "", time.monotonic())
     assert (outcome.result, outcome.suffixes) in [("repaired", ["delivered"]), ("kept", ["delivered"])], outcome.text
 

@@ -108,7 +108,7 @@ def test_who_knocks_is_listed_beside_who_is_accepted(hub: Hub, plain: zmq.Contex
     stranger.send(event())
     wait_for(lambda: bool(hub.knocks()))
     head, accepted_one, knocked = (line.split() for line in hub.operate("list").stdout.splitlines())
-    assert head == ["key", "state", "node", "address", "first", "last", "times"]
+    assert head == ["key", "state", "node", "host_key", "reason", "address", "first", "last", "times"]
     assert accepted_one[1:] == ["accepted", "web1"]
     assert knocked[:3] == [keys.public, "unknown", "127.0.0.1"] and len(knocked) == 6
 
