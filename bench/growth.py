@@ -158,7 +158,7 @@ def attributes(number: int) -> dict[str, str]:
 
 
 def information(state_dir: Path) -> Information:
-    return Information(never, never, str(state_dir), "web1")
+    return Information(never, never, str(state_dir))
 
 
 def never(*said: object) -> Any:

@@ -287,7 +287,7 @@ class Promise:
     expire: int  # minutes
     view: str | None
     parameters: dict[str, Any]
-    node: str  # the host name where none was given
+    node: str | None  # None: none was given; it is kept under the host name then
     curve: Curve | None
     state_dir: str | None
     value: Any  # of information: the payload as it came

@@ -6,6 +6,7 @@ import time
 from collections import namedtuple
 
 from . import wire
+from .answers import decoded
 from .memory import NODE, STORE, Told
 from .outcomes import Failure, Outcome, Reason, not_kept, repaired, worst
 from .patterns import PATTERNS, Conversation
@@ -181,20 +182,6 @@ def talk(promise: Promise, payloads: list[bytes]) -> Conversation:
     pattern = promise.pattern if len(payloads) == 1 else PATTERNS["async_request"]
     subscribers, curve, node = promise.subscribers, promise.curve, promise.node
     return Conversation(pattern, promise.endpoint, False, payloads, b"", 0, 1, subscribers, curve, node)
-
-
-def decoded(payload: bytes, id: str, endpoint: str, allowed: tuple[str, ...]) -> wire.Answer:
-    """The answer in a message from this endpoint to what was said with this id. Raises Failure."""
-    try:
-        answer = wire.decode_answer(payload)
-    except wire.Malformed as error:
-        raise Failure(Reason.INVALID_REPLY, f"{error}: is this a cf-messaged?", endpoint) from None
-    unread = answer.status == wire.REFUSED and not answer.id  # it could not even read whose event it was
-    if answer.id != id and not unread:
-        raise Failure(Reason.INVALID_REPLY, f"an answer to '{answer.id:.80}', which was not asked", endpoint)
-    if answer.status not in allowed:
-        raise Failure(Reason.INVALID_REPLY, f"the answer '{answer.status}', which fits no such question", endpoint)
-    return answer
 
 
 def _age(since: float) -> str:

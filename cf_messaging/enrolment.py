@@ -9,6 +9,7 @@ import time
 
 from . import keys, wire
 from .addresses import parse
+from .answers import decoded
 from .host_key import BadHostKey, digest, sign
 from .keys import BadKey, Claim, statement
 from .outcomes import Failure, Reason, worst
@@ -52,7 +53,7 @@ class Enrolment:
         self._converse = converse
         self._own_pair = own_pair
         self._log = log
-        self._tried: set[tuple[str, Curve]] = set()
+        self._tried: dict[tuple[str, Curve], str] = {}  # and what came of it
         self._old: set[str] = set()  # files of keys that were to be renewed
 
     def enrol(self, talk: Conversation, endpoint: str, until: float, refusal: Failure) -> bool:
@@ -60,13 +61,16 @@ class Enrolment:
         this necessary. until: of time.monotonic().
         """
         office = endpoint_of(endpoint, talk.curve)
-        if not office or (office, talk.curve) in self._tried:
+        if not office:
             return False
-        self._tried.add((office, talk.curve))
+        if (office, talk.curve) in self._tried:
+            raise Failure(refusal.reason, f"{refusal}; {self._tried[office, talk.curve]}")
         try:
             self._claim(office, talk, self._own_pair(talk.curve.key_file), until)
         except Failure as failure:
+            self._tried[office, talk.curve] = str(failure)
             raise Failure(refusal.reason, f"{refusal}; {failure}") from None
+        self._tried[office, talk.curve] = "it was enrolled in this run"
         self._log("info", f"messages: {talk.node} is enrolled at {office}")
         return True
 
@@ -129,8 +133,6 @@ def _ask(
     until: float,
 ) -> wire.Answer:
     """The answer, if it says so far, so good. Raises Failure."""
-    from .delivery import decoded
-
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     event = wire.Event(os.urandom(16).hex(), wire.ENROL, talk.node, what, moment, data)
     said = [wire.encode_event(event)]

@@ -10,7 +10,8 @@ import os
 import time
 
 from . import wire
-from .delivery import Delivery, decoded, talk
+from .answers import decoded
+from .delivery import Delivery, talk
 from .files import as_rows, keep
 from .memory import Memory, Saying
 from .outcomes import Failure, Outcome, Reason, kept, only_warned, repaired, worst

@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPOSITORY))
-from cf_messaging.keys import public_key  # noqa: E402 - from the folder just added
 
 SHIPPED = ("messages_promise.py", "cfengine.py", "cf_messaging")
 OUTCOME = re.compile(r"Promise with promiser '(.*)' was (kept|repaired|not kept) by promise module")
@@ -120,16 +118,22 @@ socket.context.term()
 HUB, WEB1, WEB2 = NODES = ("hub.example.org", "web1.example.org", "web2.example.org")
 FACTS = ("hard_classes", "os", "addresses")
 FACTS_TOLD = ["share: the listener has what this node is"]
-UNKNOWN = Scene(
-    "Three nodes that a cf-messaged does not know are not let in; what they say waits",
-    "share",
-    [Side("share", dict.fromkeys(FACTS, "not kept"), [], node) for node in NODES],
+STRANGER = "web3.example.org"
+TRUSTED = Scene(
+    "The hub gives its cf-messaged the public keys of the hosts that it trusts",
+    "trusted_keys",
+    [Side("trusted_keys", {}, ["trusted keys: 3"], HUB)],
 )
 SHARED = (
     Scene(
-        "Three nodes tell a cf-messaged what they are",
+        "Three nodes that nobody knows yet enrol by the CFEngine keys of their hosts, and tell what they are",
         "share",
         [Side("share", dict.fromkeys(FACTS, "repaired"), FACTS_TOLD, node) for node in NODES],
+    ),
+    Scene(
+        "A fourth, whose host the hub does not trust, is not let in, and says why",
+        "share",
+        [Side("share", dict.fromkeys(FACTS, "not kept"), [], STRANGER)],
     ),
     Scene(
         "Each run is a sign of life",
@@ -184,7 +188,7 @@ def main() -> None:
         template = make_work_directory(
             stage.folder / "template", shutil.which("cf-promises") or sys.exit("no cf-promises")
         )
-        subprocess.run(["cf-key"], env=environment(template), check=True, stdout=subprocess.DEVNULL)
+        make_host_key(template)
         good = [*among_nodes(stage), *with_a_listener(stage)]
     if not all(good):
         sys.exit(f"{good.count(False)} of {len(good)} scenes and views are not as they should be.")
@@ -212,13 +216,25 @@ def with_a_listener(stage: Stage) -> list[bool]:
     key = operate(stage, "show")
     (stage.folder / "hub.key").write_text(key)
     with listening(store, stage):
-        good = [play(UNKNOWN, stage)]
+        bootstrap(stage)
+        good = [*(play(scene, stage) for scene in (TRUSTED, *SHARED)), *(show(view, store) for view in VIEWS)]
         operate(stage, "list")
-        for node in NODES:
-            own = public_key(str(stage.folder / node / "state/messages/node.key"))
-            operate(stage, "accept", own.hex(), node)
-        print()
-        return [*good, *(play(scene, stage) for scene in SHARED), *(show(view, store) for view in VIEWS)]
+        return good
+
+
+def bootstrap(stage: Stage) -> None:
+    """Each host has a key of its own, and the hub those of two others, as bootstrapping to it leaves them."""
+    for node in (*NODES, STRANGER):
+        work = make_node(node, stage)
+        for file in (work / "ppkeys").iterdir():
+            file.unlink()
+        make_host_key(work)
+    for node in (WEB1, WEB2):
+        shutil.copy(stage.folder / node / "ppkeys/localhost.pub", stage.folder / HUB / f"ppkeys/root-{node}.pub")
+
+
+def make_host_key(work: Path) -> None:
+    subprocess.run(["cf-key"], env=environment(work), check=True, stdout=subprocess.DEVNULL)
 
 
 def operate(stage: Stage, *arguments: str) -> str:
@@ -235,8 +251,8 @@ def listening(store: str, stage: Stage) -> Iterator[None]:
     """A cf-messaged where the examples look for it, which lets in whom it knows."""
     log = stage.folder / "cf-messaged.log"
     endpoint = f"{stage.hub}:5309"
-    print(f"\n$ cf-messaged run --config cf-messaged.toml --request {endpoint}\n", flush=True)
-    others = [f"--{role}={stage.hub}:*" for role in ("push", "publish", "subscribe")]
+    print(f"\n$ cf-messaged run --config cf-messaged.toml --request {endpoint} --enrol {stage.hub}:5313\n", flush=True)
+    others = [f"--enrol={stage.hub}:5313", *(f"--{role}={stage.hub}:*" for role in ("push", "publish", "subscribe"))]
     config = ["--config", f"{stage.folder}/cf-messaged.toml"]
     command = [*CF_MESSAGED, "run", *config, "--store", store, "--request", endpoint, *others]
     with (
@@ -315,16 +331,21 @@ def play(scene: Scene, stage: Stage) -> bool:
 
 
 def start(example: str, side: Side, stage: Stage) -> subprocess.Popen[str]:
-    node = side.node or side.bundle
-    work = stage.folder / node
-    if not work.exists():
-        shutil.copytree(stage.folder / "template", work, symlinks=True)
-        variables = {"messages_hub": stage.hub, "messages_node": node, "messages_hub_key": hub_key(stage)}
-        copy_examples(work / "examples", variables)
+    work = make_node(side.node or side.bundle, stage)
     command = ["cf-agent", "-Kv", "-f", str(work / f"examples/{example}.cf"), "-b", side.bundle]
     return subprocess.Popen(
         command, env=environment(work), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
+
+
+def make_node(node: str, stage: Stage) -> Path:
+    """Its work directory, with the examples in it."""
+    work: Path = stage.folder / node
+    if not work.exists():
+        shutil.copytree(stage.folder / "template", work, symlinks=True)
+        variables = {"messages_hub": stage.hub, "messages_node": node, "messages_hub_key": hub_key(stage)}
+        copy_examples(work / "examples", {**variables, "listener_trusted": f"{stage.folder}/keys/trusted"})
+    return work
 
 
 def tell(side: Side, output: str, stage: Stage) -> bool:

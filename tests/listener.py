@@ -28,14 +28,14 @@ STREAM = "0123456789abcdef" * 2
 OTHER_STREAM = "fedcba9876543210" * 2
 TIME = "2026-11-24T12:00:00Z"
 COMMAND = [sys.executable, "-m", "cf_messaged"]
-ROLES = ("request", "push", "publish", "subscribe", "enrol")
+ROLES = ("request", "push", "publish", "subscribe")
 # The table with the ids of events, whose streams are numbers in it.
 HISTORY = (
     "(SELECT stream || '-' || substr(CAST(1000000000000 + sequence AS TEXT), 2) AS id, history.*"
     " FROM history JOIN streams ON streams.id = stream_id) AS told"
 )
 # Any port that is free.
-ANYWHERE = [option for role in ROLES for option in (f"--{role}", "tcp://127.0.0.1:*")]
+ANYWHERE = [option for role in (*ROLES, "enrol") for option in (f"--{role}", "tcp://127.0.0.1:*")]
 
 
 def event(

@@ -431,6 +431,7 @@ def test_another_agent_was_faster(tmp_path: Path) -> None:
     path = str(tmp_path / "messages/memory.db")
     attributes = {"information": "static", "endpoint": "ipc:///hub", "payload": "said"}
     promise = read_promise("facts", attributes)
+    promise.node = "web1"
 
     def other_agent() -> None:
         with closing(Memory(path, print)) as memory:

@@ -377,7 +377,8 @@ def test_the_largest_payload_fits_with_keys(context: Context, plain: Context) ->
     endpoint = f"tcp://127.0.0.1:{peer.bind_to_random_port('tcp://127.0.0.1')}"
     payload = b"x" * MAX_PAYLOAD_BYTES
     talk = Conversation(PATTERNS["request"], (endpoint,), False, [payload], b"", 1, 0, 1)
-    security = Security(Pair(*(z85.decode(key) for key in zmq.curve_keypair())), public, b"")
+    own_public, own_secret = (z85.decode(key) for key in zmq.curve_keypair())
+    security = Security(Pair(own_public, own_secret), public, b"")
     link = Link(context, talk, endpoint, endpoint, in_time(), security)
     link.await_peer(in_time(), patient=True)
     assert link.send([payload], in_time())

@@ -93,10 +93,13 @@ def test_the_statuses_are_those_of_the_page() -> None:
     """Each status has the fields that the page gives it."""
     statuses = [row[0].strip("`") for row in table("`status` | means | the node")]
     assert statuses == [wire.STORED, wire.DUPLICATE, wire.ANSWERED, wire.REFUSED, wire.LATER]
+    enrolling = [row[0].strip("`") for row in table("`status` here | means | the node")]
+    assert enrolling == [wire.CHALLENGED, wire.ENROLLED, wire.WAITS, wire.REFUSED, wire.LATER]
     common = {"id", "store", "have", "status"}
     more = {"answered": {"view", "rows", "time"}, "refused": {"reason"}, "later": {"reason", "retry_after"}}
-    for status in statuses:
-        answer = Answer(ID, "S", 1, status, "why", 2, "v", [], TIME)
+    more |= {"challenged": {"challenge"}, "waits": {"reason"}}
+    for status in (*statuses, *enrolling):
+        answer = Answer(ID, "S", 1, status, "why", 2, "v", [], TIME, "00")
         assert set(fields_of(encode_answer(answer))) == common | more.get(status, set())
 
 
@@ -245,7 +248,7 @@ UNSOUND: dict[str, list[Any]] = {
         "static",
         "cfengine.messages.",
         "cfengine.messages.STATIC",
-        "cfengine.messages.enrol",
+        "cfengine.messages.enroll",
         "org.example.static",
     ],
     "subject": [..., None, 7, "", "x" * 201, "é" * 101, "a\nb", "a\0", "\x7f", "a\x85", [], "x" * 10_000],
