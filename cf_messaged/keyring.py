@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ACCEPTED, REVOKED, REJECTED, WAITING = "accepted", "revoked", "rejected", "waiting"
 TRUSTED, TRUSTED_SUFFIX = "trusted", ".pub"
+UNTRUSTED = "untrusted"  # accepted, but by a host that is trusted no more
 LISTENER, NEXT_LISTENER, STRANGERS = f"listener{SUFFIX}", f"listener.next{SUFFIX}", "strangers.json"
 # That are noted; anybody can make up millions. The one that knocked longest ago is forgotten.
 MAX_STRANGERS = 1000
@@ -341,9 +342,18 @@ def next_key(directory: str) -> list[bytes]:
     return [public_key(path)] if os.path.lexists(path) else []
 
 
+def trusted_files(directory: str) -> list[tuple[str, str]]:
+    """Of each host that is trusted, the digest of its key, and the name of the file. Raises OSError."""
+    folder = Folder(Path(directory) / TRUSTED, TRUSTED_SUFFIX, lambda path: _read_trusted(path) and (path.name, path))
+    folder.read()
+    return [(read_host_key(path).digest, name) for name, path in sorted(folder.held.items())]
+
+
 def listed(directory: str) -> list[dict[str, Any]]:
     """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
     known = {each.key: (state, each) for state in reversed(FOLDERS) for each in held_in(directory, state).values()}
+    trusted = {"", *(host_key for host_key, _ in trusted_files(directory))}
+    known |= {key: (UNTRUSTED, held) for key, (state, held) in known.items() if held.host_key not in trusted}
     strangers = {stranger.key: stranger for stranger in read_strangers(directory)}
     rows = [_row(state, held, strangers.get(held.key)) for state, held in known.values()]
     unknown = [stranger for stranger in strangers.values() if stranger.key not in known]

@@ -47,6 +47,17 @@ def list_keys(directory: str) -> None:
 
 @keys.command()
 @click.pass_obj
+def trusted(directory: str) -> None:
+    """Tell which hosts are trusted: the digest of each key, its file, and the node that is let in by it."""
+    with _in_words():
+        nodes = {held.host_key: held.node for held in _held(directory, ACCEPTED).values()}
+        hosts = keyring.trusted_files(directory)
+    rows = [{"host_key": host_key, "file": file, "node": nodes.get(host_key, "")} for host_key, file in hosts]
+    click.echo(Shown({}, terminal_width()).text(rows) or "no host is trusted\n", nl=False)
+
+
+@keys.command()
+@click.pass_obj
 def show(directory: str) -> None:
     """Tell the listener's own key, as policy wants it in `server_key`."""
     click.echo(_own(directory)[0].hex())

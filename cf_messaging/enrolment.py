@@ -79,7 +79,7 @@ class Enrolment:
         zmq.curve_keypair().
         """
         path, office = talk.curve.key_file, endpoint_of(endpoint, talk.curve)
-        if not office or path in self._old or not _is_old(talk.curve):
+        if not office or path in self._old:
             return False
         self._old.add(path)
         try:
@@ -147,14 +147,6 @@ def _ask(
 
 
 # ---- a new key of a node that is let in
-
-
-def _is_old(curve: Curve) -> bool:
-    """Whether the key of this node is so old that it is to be renewed."""
-    try:
-        return curve.renew is not None and time.time() - os.stat(curve.key_file).st_mtime > 60 * curve.renew
-    except OSError:
-        return False
 
 
 def _next_pair(path: str, pair: Pair, new: Callable[[], tuple[bytes, bytes]]) -> Pair:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections import namedtuple
 from struct import pack, unpack
 
@@ -176,6 +177,14 @@ def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]], **metadata: str
         pass
     finally:
         os.unlink(temporary)
+
+
+def is_old(path: str, minutes: int) -> bool:
+    """Whether the pair in this file was made before that; not if there is none."""
+    try:
+        return time.time() - os.stat(path).st_mtime > 60 * minutes
+    except OSError:
+        return False
 
 
 def write_private(path: str, text: str) -> str:
