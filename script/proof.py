@@ -305,6 +305,16 @@ def subscribers() -> bool:
     return _without_a_skip("tests/test_subscribers.py", {"MESSAGES_SUBSCRIBERS": str(SUBSCRIBERS)})
 
 
+# ---- rotation
+
+ROTATED = 20  # nodes
+
+
+def rotation() -> bool:
+    """Keys of nodes and of a listener are replaced while nodes speak without pause: all of it is stored, once."""
+    return _without_a_skip("tests/test_rotation.py", {"MESSAGES_NODES": str(ROTATED)})
+
+
 # ---- growth
 
 
@@ -320,6 +330,7 @@ PROOFS = {
     "kills": kills,
     "durable": durable,
     "subscribers": subscribers,
+    "rotation": rotation,
     "growth": growth,
 }
 

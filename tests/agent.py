@@ -204,6 +204,13 @@ class Agent:
         target.write_text(content, "utf-8") if isinstance(content, str) else shutil.copy(content, target)
         target.chmod(0o600)
 
+    def make_host_key(self) -> None:
+        """One that no other has: until then each has that of the template."""
+        for file in (self.work / "ppkeys").iterdir():
+            file.unlink()
+        command = [program("cf-key")]
+        subprocess.run(command, env=environment(self.work), check=True, stdout=subprocess.DEVNULL, timeout=scaled(120))
+
     def start(self, promises: str, **how: Unpack[How]) -> Running:
         """Starts cf-agent on a bundle main of `promises`: whole sections of policy text."""
         seen = self.root / f"classes-{len(self._runs)}"

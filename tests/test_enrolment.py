@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Run, environment, program
+from agent import Agent, Run
 from cf_messaged.host_keys import read_host_key
 from cf_messaged.keyring import listed
 from cf_messaging.keys import public_key, public_keys
 from demo import any_loopback
 from listener import Listener, cf_messaged
-from peers import scaled
 from test_curve import body
 from test_failures import policy
 from test_information import says
@@ -61,10 +60,7 @@ class Host:
 
     def __init__(self, agent: Agent, name: str) -> None:
         self.agent, self.name = agent, name
-        for file in (agent.work / "ppkeys").iterdir():
-            file.unlink()
-        make = [program("cf-key")]
-        subprocess.run(make, env=environment(agent.work), check=True, stdout=subprocess.DEVNULL, timeout=scaled(120))
+        agent.make_host_key()
 
     @property
     def digest(self) -> str:

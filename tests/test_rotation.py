@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from test_failures import policy
 from test_information import PATIENT_S, says, waiting
 from test_service import Start, select, start  # noqa: F401 - a fixture
 
-NODES = ("web1", "web2", "web3")
+# script/proof has more of them.
+NODES = [f"web{number}" for number in range(1, 1 + int(os.environ.get("MESSAGES_NODES", "3")))]
 STATES = ("load", "users")
 IMPATIENT_S = 1  # for runs that are to end while nobody answers
 
@@ -36,11 +38,12 @@ DOWN = f"(unreachable|timed out): {WAITS}"
 
 
 class Given(NamedTuple):
-    """By policy. key_file: a name in the node's own folder."""
+    """By policy. key_file: a name in the node's own folder. renew: minutes, empty for never."""
 
     server_keys: Sequence[str]
     timeout_s: float = PATIENT_S
     key_file: str = "node.key"
+    renew: str = ""
 
 
 class Ended(NamedTuple):
@@ -60,7 +63,8 @@ class Hub:
         self.start()
 
     def start(self) -> None:
-        self.listener = self._start("--request", self.endpoint, "--keys-dir", str(self.directory))
+        where = ("--request", self.endpoint, "--enrol", self.endpoint.replace("5309", "5313"))
+        self.listener = self._start(*where, "--keys-dir", str(self.directory))
 
     def key(self) -> str:
         return public_key(str(self.directory / LISTENER)).hex()
@@ -82,7 +86,15 @@ class BusyNode:
         self.given = Given([hub.key()])
         self.obeyed: Given | None = None  # by the run that began last
         self.ended: list[Ended] = []
-        write(hub.directory / f"accepted/{name}.key", certificate(self.key()))
+
+    def is_accepted(self) -> None:
+        """By hand."""
+        write(self._hub.directory / f"accepted/{self.name}.key", certificate(self.key()))
+
+    def is_trusted(self) -> None:
+        """Its host."""
+        self.agent.make_host_key()
+        shutil.copy(self.agent.work / "ppkeys/localhost.pub", self._hub.directory / f"trusted/{self.name}.pub")
 
     def key(self, file: str = "node.key") -> bytes:
         """Made if there is none."""
@@ -94,7 +106,8 @@ class BusyNode:
     def live(self, over: Event) -> None:
         while not over.is_set():
             given = self.obeyed = self.given
-            before = body("rotated", server_key=list(given.server_keys), key_file=self.key_file(given.key_file))
+            more = {"renew": given.renew} if given.renew else {}
+            before = body("rotated", server_key=list(given.server_keys), key_file=self.key_file(given.key_file), **more)
             self.ended.append(Ended(given, self.agent.run(self._promises(given), before=before)))
 
     def said(self) -> list[tuple[str, str]]:
@@ -122,11 +135,19 @@ def hub(start: Start, tmp_path: Path) -> Hub:  # noqa: F811
 
 
 @pytest.fixture
-def nodes(hub: Hub, tmp_path: Path, agent_template: Path) -> Iterator[list[BusyNode]]:
+def strangers(hub: Hub, tmp_path: Path, agent_template: Path) -> Iterator[list[BusyNode]]:
+    """Whom nobody knows yet."""
     agents = [Agent(tmp_path / name, agent_template) for name in NODES]
     yield [BusyNode(name, agent, hub) for name, agent in zip(NODES, agents)]
     for agent in agents:
         agent.close()
+
+
+@pytest.fixture
+def nodes(strangers: list[BusyNode]) -> list[BusyNode]:
+    for node in strangers:
+        node.is_accepted()
+    return strangers
 
 
 @contextmanager
@@ -235,5 +256,50 @@ def test_a_nodes_key_that_is_removed(hub: Hub, nodes: list[BusyNode]) -> None:
         hub.operate("revoke", old)
         give(nodes, given)
     check_nothing_is_lost_or_there_twice(hub, nodes)
-    check_errors(nodes[:1], f"does not let this node in .*: accept its key there, {nodes[0].key().hex()}{WAITS}")
+    check_errors(nodes[:1], f"does not let this node in .*: accept its key there, {nodes[0].key().hex()}; .*{WAITS}")
     assert nodes[0].errors() and [text for node in nodes[1:] for text in node.errors()] == []
+
+
+# ---- both, by promise
+
+
+def renewed(nodes: list[BusyNode], given: Given) -> None:
+    """Returns once each has another key than it had, which was old."""
+    before = {node.name: node.key() for node in nodes}
+    for node in nodes:
+        moment = node.key_file().stat().st_mtime - 7200
+        os.utime(node.key_file(), (moment, moment))
+    wait_for(lambda: all(public_key(str(node.key_file())) != before[node.name] for node in nodes))
+    give(nodes, given)
+
+
+def test_both_keys_by_promise(hub: Hub, strangers: list[BusyNode], tmp_path: Path) -> None:
+    """Nodes enrol, and renew their keys; the listener's next key comes in the file that all of them have."""
+    nodes, file = strangers, tmp_path / "cf-messaged.key"
+    for node in nodes:
+        node.is_trusted()
+    hub.operate("export", str(file))
+    given, hurried = (Given([str(file)], seconds, renew="60") for seconds in (PATIENT_S, IMPATIENT_S))
+    for node in nodes:
+        node.given = given
+    with at_work(nodes):
+        give(nodes, given)
+        renewed(nodes, given)
+        hub.operate("renew")
+        hub.operate("export", str(file))
+        give(nodes, given)
+        give(nodes, hurried)
+        hub.operate("renew", "--now")
+        assert hub.listener.end() == 0
+        give(nodes, hurried)
+        hub.start()
+        give(nodes, given)
+        hub.operate("export", str(file))
+        renewed(nodes, given)
+        give(nodes, given)
+    check_nothing_is_lost_or_there_twice(hub, nodes)
+    ended = "refused: accepts connections, but ZeroMQ's handshake does not succeed"  # it was going just then
+    check_errors(nodes, f"({DOWN}|{ended}.*{WAITS})")
+    rows = [row["what"] for row in hub.listener.view("key_changes")]
+    assert rows.count("enrolled") == len(nodes) and rows.count("renewed") == 2 * len(nodes)
+    assert not {"refused", "clone", "waits"}.intersection(rows)
