@@ -8,7 +8,7 @@ import hmac
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 import zmq
@@ -30,6 +30,7 @@ from cf_messaging.wire import CHALLENGED, CHECK, CLAIM, HELLO, LATER, Answer, Ev
 
 # Messages that are taken in one round: everybody else has the rest of it.
 MAX_AT_ONCE = 16
+MAX_AT_ONCE_S = 0.01  # to let one in, a file is synced
 VALID_S = 60
 _HEX_KEY = "[0-9a-f]{64}"
 _FORMS = {
@@ -99,10 +100,15 @@ class Desk:
         self._rules = Rules(config.enrol, config.names, config.listed)
         self._claims = Budget(config.node_handshakes_a_minute)  # of each address
 
-    def serve(self, store: str, now_us: int) -> None:
-        """What waits, but not all of it at once. store: the id of the store, for answers."""
-        self.visitors.check()
+    def serve(self, ready: Container[object], store: str, now_us: int) -> None:
+        """What waits, but not all of it at once. ready: what was polled; store: the id of the store, for answers."""
+        self.visitors.check(ready)
+        if self._socket not in ready:
+            return
+        until_s = time.monotonic() + MAX_AT_ONCE_S
         for _ in range(MAX_AT_ONCE):
+            if time.monotonic() > until_s:
+                return
             try:
                 frames, last = receive(self._socket)
             except zmq.Again:

@@ -7,12 +7,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 MAX_FILE_BYTES = 65536
 MIN_BITS = 2048  # what cf-key makes
 
@@ -30,6 +24,12 @@ class HostKey(NamedTuple):
 
     def has_signed(self, text: bytes, signature: bytes) -> bool:
         """RSASSA-PKCS1-v1_5 with SHA-256."""
+        # Imported where it is needed: it takes 20 MB, and most commands read no host key.
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+        from cryptography.hazmat.primitives.hashes import SHA256
+
         try:
             key = RSAPublicNumbers(self.exponent, self.modulus).public_key()
             key.verify(signature, text, PKCS1v15(), SHA256())
@@ -40,6 +40,9 @@ class HostKey(NamedTuple):
 
 def read_host_key(path: Path) -> HostKey:
     """Of a public key in PEM. Raises BadHostKey."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             key = load_pem_public_key(file.read(MAX_FILE_BYTES))
@@ -50,10 +53,10 @@ def read_host_key(path: Path) -> HostKey:
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
         raise BadHostKey(f"{path} is no RSA key of {MIN_BITS} bits or more")
     numbers = key.public_numbers()
-    return HostKey(_digest(numbers), numbers.n, numbers.e)
+    return HostKey(_digest(numbers.n, numbers.e), numbers.n, numbers.e)
 
 
-def _digest(numbers: RSAPublicNumbers) -> str:
-    """SHA-256 over modulus and exponent."""
-    both = (number.to_bytes((number.bit_length() + 7) // 8) for number in (numbers.n, numbers.e))
+def _digest(modulus: int, exponent: int) -> str:
+    """SHA-256 over both."""
+    both = (number.to_bytes((number.bit_length() + 7) // 8) for number in (modulus, exponent))
     return f"SHA={hashlib.sha256(b''.join(both)).hexdigest()}"

@@ -164,7 +164,7 @@ class Service:
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         if self._desk:
-            self._desk.serve(self._store.id, now_us())
+            self._desk.serve(ready, self._store.id, now_us())
         self._publish_news()
         self._sweeper.step(now_us(), len(taken))
         self._notifier.alive()

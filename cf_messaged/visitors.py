@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
@@ -47,9 +48,10 @@ class Visitors:
     def poll_s(self) -> float | None:
         return LOOK_S if self._there else None
 
-    def check(self) -> None:
-        """Hang up on who has been here for too long, or has said too much."""
-        self._hear()
+    def check(self, ready: Container[object]) -> None:
+        """Hang up on who has been here for too long, or has said too much. ready: what was polled."""
+        if self.monitor in ready:
+            self._hear()
         now_s = time.monotonic()
         if not self._there or now_s - self._looked_s < LOOK_S:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,9 +19,10 @@ from cf_messaged.keyring import listed
 from cf_messaging.keys import public_key, public_keys
 from demo import any_loopback
 from listener import Listener, cf_messaged
+from test_cfengine import wait_for
 from test_curve import body
 from test_failures import policy
-from test_information import says
+from test_information import asks, says
 from test_service import Start, select, start  # noqa: F401 - a fixture
 
 
@@ -120,6 +122,35 @@ def test_nodes_enrol_by_themselves(hub: Hub, host: Callable[[str], Host]) -> Non
         ("enrolled", "web2"),
         ("enrolled", "web1"),
     ]
+
+
+@pytest.mark.parametrize("pattern", ["request", "push", "publish", "pair"])
+def test_by_every_pattern(
+    start: Start,  # noqa: F811
+    tmp_path: Path,
+    host: Callable[[str], Host],
+    pattern: str,
+) -> None:
+    """State is said by them, by a node that nobody knew before."""
+    hub, web1 = Hub(start, tmp_path, "pair = 'tcp://127.0.0.1:*'"), host("web1")
+    hub.trust(web1)
+    endpoint = hub.listener.endpoints[pattern]
+    before = body("keys", server_key=hub.server, enrol=hub.listener.endpoints["enrolment"])
+    more = f'node => "web1", curve => keys, pattern => "{pattern}"'
+    run = web1.agent.run(policy({"load": says("state", endpoint, '"1"', more)}), before=before)
+    assert "load_repaired" in run.classes and not run.errors, run.output
+    wait_for(lambda: [row["data"] for row in hub.rows("latest")] == ["1"])
+
+
+def test_who_asks_for_a_view_first(hub: Hub, host: Callable[[str], Host]) -> None:
+    """It is enrolled by that too."""
+    web1 = host("web1")
+    hub.trust(web1)
+    before = body("keys", server_key=hub.server, enrol=hub.listener.endpoints["enrolment"])
+    file = web1.agent.work / "nodes.json"
+    promises = policy({"all": asks("common", hub.listener.endpoint, file, 'node => "web1", curve => keys')})
+    run = web1.agent.run(promises, before=before)
+    assert "all_received" in run.classes and not run.errors and json.loads(file.read_text()) == []
 
 
 def test_a_node_is_enrolled_once(hub: Hub, host: Callable[[str], Host]) -> None:
