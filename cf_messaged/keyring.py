@@ -45,8 +45,9 @@ MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
 SETTLED_NS = 100_000_000
-# A folder that changes all the time is left alone for so many times as long as it took to read it.
-REST = 4
+# A folder of so many files that changes all the time, as when a fleet enrols, is left alone for so many times as long as
+# it took to read it.
+MANY, REST = 1000, 4
 
 
 class Held(NamedTuple):
@@ -102,7 +103,8 @@ class Folder(Generic[_Key, _Value]):
         self.held = dict(each for each in self._files.values() if each)
         self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
         now_s = time.monotonic()
-        self._not_before_s = now_s + REST * (now_s - began_s)
+        if len(self._files) > MANY:
+            self._not_before_s = now_s + REST * (now_s - began_s)
         return True
 
     def _version(self, entry: os.DirEntry[str]) -> tuple[str, int, int] | None:

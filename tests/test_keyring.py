@@ -124,7 +124,7 @@ def test_what_root_makes_is_the_listeners(tmp_path: Path) -> None:
         ended = cf_messaged("keys", "--keys-dir", str(home / "keys"), *arguments)
         assert ended.returncode == 0, ended.stderr
     made = [home / "keys", *(home / "keys").rglob("*")]
-    assert len(made) == 6 and {path.stat().st_uid for path in made} == {65534}
+    assert len(made) == 8 and {path.stat().st_uid for path in made} == {65534}
 
 
 @pytest.mark.parametrize("role", ["push", "publish"])
