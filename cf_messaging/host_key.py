@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PASS_PHRASE = b"Cfengine passphrase"
 SONAMES = ("libcrypto.so.3", "libcrypto.so.1.1")
 PROGRAM_S = 10  # that the program openssl may take: it needs hundredths
-_PEM = re.compile(rb"\s*-----BEGIN ([A-Z ]+)-----\s+(.*)-----END \1-----\s*", re.DOTALL)
+_PEM = re.compile(rb"\s*-----BEGIN ([A-Z ]+)-----\s(.*)-----END \1-----\s*", re.DOTALL)
 _PUBLIC = (b"RSA PUBLIC KEY", b"PUBLIC KEY")
 _PRIVATE = (b"RSA PRIVATE KEY", b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY")
 _MEND = "put back the pair that cf-key made, or have cf-key make a new one"
@@ -73,9 +73,9 @@ def _contents(path: str) -> bytes:
 def _block(text: bytes, labels: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     """The label, one of these, and the body of a PEM file of nothing else. Raises ValueError."""
     found = _PEM.fullmatch(text)
-    if not found or found[1] not in labels:
+    if not found or found[1] not in labels or b"-----" in found[2]:
         raise ValueError("no such PEM")
-    return found[1], found[2]
+    return found[1], found[2].strip()
 
 
 class _Private:
@@ -222,12 +222,10 @@ def _ran(program: str, path: str, hashed: bytes) -> tuple[int, bytes]:
     """The exit status of openssl and what it wrote. Raises OSError where it is not there, and BadHostKey."""
     from subprocess import DEVNULL, PIPE, TimeoutExpired, run
 
-    command = [program, "pkeyutl", "-sign", "-inkey", os.path.abspath(path), "-passin", f"pass:{PASS_PHRASE.decode()}"]
-    command += ["-pkeyopt", "rsa_padding_mode:pkcs1", "-pkeyopt", "digest:sha256"]
-    try:  # in a session of its own, where it has no terminal to ask on
-        ended = run(
-            command, input=hashed, stdout=PIPE, stderr=DEVNULL, timeout=PROGRAM_S, check=False, start_new_session=True
-        )
+    command = [program, "pkeyutl", "-sign", "-inkey", path, "-passin", f"pass:{PASS_PHRASE.decode()}"]
+    command += ["-pkeyopt", "rsa_padding_mode:pkcs1", "-pkeyopt", "digest:sha256"]  # of another kind of key it has none
+    try:
+        ended = run(command, input=hashed, stdout=PIPE, stderr=DEVNULL, timeout=PROGRAM_S, check=False)
     except TimeoutExpired:
         raise BadHostKey(f"{path} cannot be signed with: {program} did not end in {PROGRAM_S} s") from None
     return ended.returncode, ended.stdout
