@@ -126,7 +126,7 @@ class Config:
         for node, host_key in self.listed.items():
             if not isinstance(host_key, str) or not re.fullmatch("SHA=[0-9a-f]{64}", host_key):
                 raise BadConfig(
-                    f"listed: '{node:.100}' is {host_key!r:.100}: allowed is SHA=..., as `cf-key -p` tells it"
+                    f"listed: '{node:.100}' is {host_key!r:.100}: allowed is SHA=..., see `cf-messaged keys trusted`"
                 )
 
     def _check_distinct(self, names: list[str]) -> None:

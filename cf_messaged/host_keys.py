@@ -16,7 +16,7 @@ class BadHostKey(Exception):
 
 
 class HostKey(NamedTuple):
-    """digest: as `cf-key -p` tells it, whatever its file is called."""
+    """digest: "SHA=<64 hex>", whatever its file is called."""
 
     digest: str
     modulus: int

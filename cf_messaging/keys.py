@@ -276,7 +276,7 @@ def _check_directory(path: str) -> None:
 # ---- enrolment: what a node signs with its CFEngine host key
 
 # All text. challenge: of the listener; listener, key: CURVE keys in hex, of both; replaces: what the node's key takes
-# the place of, empty if nothing; node: its name; host_key: the digest of its CFEngine key, as `cf-key -p` tells it.
+# the place of, empty if nothing; node: its name; host_key: the digest of its CFEngine key, "SHA=<hex>".
 Claim = namedtuple("Claim", "challenge listener key replaces node host_key")
 
 
