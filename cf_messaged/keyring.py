@@ -45,8 +45,8 @@ MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
 SETTLED_NS = 100_000_000
-# A folder of so many files that changes all the time, as when a fleet enrols, is left alone for so many times as long as
-# it took to read it.
+# A folder of so many files that changes all the time, as when a fleet enrols, is left alone for so many times as long
+# as it took to read it.
 MANY, REST = 1000, 4
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # No secret: older cf-keys encrypted each private key with it, and cf-agent reads such a key today.
 PASS_PHRASE = b"Cfengine passphrase"
 SONAMES = ("libcrypto.so.3", "libcrypto.so.1.1")
-PROGRAM_S = 10  # that the program openssl may take: it needs hundredths
+PROGRAM_S = 2  # that the program openssl may take: it needs hundredths, and a promise has seconds
 _PEM = re.compile(rb"\s*-----BEGIN ([A-Z ]+)-----\s(.*)-----END \1-----\s*", re.DOTALL)
 _PUBLIC = (b"RSA PUBLIC KEY", b"PUBLIC KEY")
 _PRIVATE = (b"RSA PRIVATE KEY", b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY")

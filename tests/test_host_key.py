@@ -188,12 +188,14 @@ host_key.WAYS = tuple(way for way in host_key.WAYS if {way!r} in way.__name__)
 SIGN = "print(host_key.digest(sys.argv[1][:-4] + 'pub'), host_key.sign(sys.argv[1], {text!r}).hex())"
 
 
-def by_node(act: str, path: Path, way: str = "", hidden: tuple[str, ...] = ("cryptography",)) -> str:
+def by_node(
+    act: str, path: Path, way: str = "", hidden: tuple[str, ...] = ("cryptography",), timeout_s: float = 120
+) -> str:
     """What the interpreter of a node prints, in which these modules cannot be imported."""
     code = NODE.format(repository=str(REPOSITORY), hidden=hidden, way=way, act=act)
     command = [MODULE_PYTHON, "-c", code, str(path)]
     env = {"PATH": SEARCH_PATH}
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=scaled(120))
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=scaled(timeout_s))
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
@@ -469,6 +471,13 @@ def test_another_pem_is_no_private_key(label: str, private: Path) -> None:
     """Whatever is in it; and not one block beside another."""
     private.write_text(private.read_text().replace("RSA PRIVATE KEY", label))
     assert "is no RSA private key in PEM" in refusal(lambda: sign(str(private), TEXT), private)
+
+
+def test_white_space_without_end(private: Path) -> None:
+    """It is passed over in no time: a pattern with two ways to do so takes half a minute."""
+    private.write_bytes(b"-----BEGIN RSA PRIVATE KEY-----".ljust(MAX_FILE_BYTES))
+    act = "try:\n    host_key.sign(sys.argv[1], b'')\nexcept host_key.BadHostKey as error:\n    print(error)"
+    assert "is no RSA private key in PEM" in by_node(act, private, timeout_s=10)
 
 
 def test_one_block_alone(private: Path) -> None:
