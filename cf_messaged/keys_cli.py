@@ -73,7 +73,11 @@ def export(directory: str, file: str | None) -> None:
         click.echo(text, nl=False)
         return
     with _in_words():
-        Path(file).write_text(text)
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe, a terminal
+            Path(file).write_text(text)
+            return
+        Path(f"{file}.new").write_text(text)
+        os.replace(f"{file}.new", file)  # nodes may read it at any moment
 
 
 @keys.command()
