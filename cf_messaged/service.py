@@ -27,15 +27,15 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
-from cf_messaged.rights import Rights
+from cf_messaged.rights import EVERYBODY, Rights
 from cf_messaged.sockets import ENROLMENT, EVENTS, REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
-from cf_messaged.times import microseconds
+from cf_messaged.times import microseconds, rfc3339
 from cf_messaged.view_pool import Answered, Asker, ViewPool
 from cf_messaged.view_process import Question, Settings
-from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Answer, Event
+from cf_messaging.wire import ANSWERED, DUPLICATE, REFUSED, SELF, STORED, Answer, Event
 
 log = logging.getLogger(__name__)
 
@@ -209,15 +209,20 @@ class Service:
 
     def _serve(self, messages: Sequence[Taken]) -> None:
         events: list[Said] = []
+        asked: list[tuple[str | int, Said]] = []
         for who, (envelope, said, kind) in self._understood(messages):
             if isinstance(said, Answer):
                 self._turn_away(who, envelope, said, kind)
+            elif intake.is_about_self(said):
+                asked.append((who, Said(envelope, said)))
             elif envelope is not None and intake.is_question(said):
                 self._ask(envelope, said)
             else:
                 events.append(Said(envelope, said))
         if events:
             self._store_all(events)
+        if asked:
+            self._tell_of_themselves(asked)
 
     def _understood(self, messages: Sequence[Taken]) -> Iterator[tuple[str | int, intake.Delivery]]:
         """With who has said it: the node, by its key, or the connection. Nothing of one that is let in no more, or says
@@ -265,6 +270,23 @@ class Service:
             only = None if self._guard.rights.may_ask(said.node, said.name) else said.node
         question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
         self._answer(self._views.ask(asker, question))
+
+    def _tell_of_themselves(self, asked: Sequence[tuple[str | int, Said]]) -> None:
+        """The store is looked at once for all of them, as it may be long in answering."""
+        reason = ""
+        try:
+            self._store.check()
+        except StoreUnavailable as error:
+            reason = str(error)
+        for who, (envelope, event) in asked:
+            node = who if isinstance(who, str) else None
+            rule = self._guard.rights.of(node) if self._guard and node else EVERYBODY
+            row = {"node": node, "say": rule.say, "ask": rule.ask, "subscribe": rule.subscribe}
+            told = [{**row, "stores": not reason, "reason": reason}]
+            moment = rfc3339(now_us())
+            answer = Answer(event.id, self._store.id, 0, ANSWERED, view=SELF, rows=told, time=moment)
+            self._counters.answered += 1
+            self._send(envelope, encode_answer(answer))
 
     def _store_all(self, events: Sequence[Said]) -> None:
         received_us, began = now_us(), time.monotonic()
