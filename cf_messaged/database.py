@@ -70,9 +70,6 @@ class Database(Protocol):
         on disk, which is read back, not only set; else it ends sooner, and a loss of power may undo it.
         """
 
-    def probe(self, connection: sa.Connection) -> None:
-        """Fails, in a transaction, where something could not be written; and changes nothing."""
-
     def closing(self) -> None:
         """The connection is closed next; harmless where there is none."""
 

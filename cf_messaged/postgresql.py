@@ -108,10 +108,6 @@ class PostgreSQL:
     def opened(self) -> None:
         pass
 
-    def probe(self, connection: sa.Connection) -> None:
-        """Of its server's disk nothing can be told without filling it."""
-        connection.exec_driver_sql("SELECT 1")
-
     @contextmanager
     def transaction(self, connection: sa.Connection, synced: bool = True) -> Iterator[None]:
         driver: Any = connection.connection.driver_connection

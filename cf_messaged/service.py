@@ -82,7 +82,8 @@ class Service:
         self.metrics = Metrics()
         self._counters = self.metrics.counters
         self._config, self._load = config, load
-        self._store, self._store_lost = store, False
+        self._store = store
+        self._store_lost, self._lost_s = "", 0.0  # why, and when something could not be stored last
         self._complaints, self._troubles = Complaints(), Complaints()  # of others, and of its own
         self._publisher = Publisher()
         self._sweeper = Sweeper(store, _of_retention(config))
@@ -272,12 +273,7 @@ class Service:
         self._answer(self._views.ask(asker, question))
 
     def _tell_of_themselves(self, asked: Sequence[tuple[str | int, Said]]) -> None:
-        """The store is looked at once for all of them, as it may be long in answering."""
-        reason = ""
-        try:
-            self._store.check()
-        except StoreUnavailable as error:
-            reason = str(error)
+        reason = self._why_nothing_is_stored()
         for who, (envelope, event) in asked:
             node = who if isinstance(who, str) else None
             rule = self._guard.rights.of(node) if self._guard and node else EVERYBODY
@@ -287,6 +283,15 @@ class Service:
             answer = Answer(event.id, self._store.id, 0, ANSWERED, view=SELF, rows=told, time=moment)
             self._counters.answered += 1
             self._send(envelope, encode_answer(answer))
+
+    def _why_nothing_is_stored(self) -> str:
+        """Empty if something can be. A disk that is full shows only where there is something to store."""
+        try:
+            self._store.check()
+        except StoreUnavailable as error:
+            return str(error)
+        ago_s = time.monotonic() - self._lost_s
+        return self._store_lost and f"the last event, {ago_s:.0f} s ago, could not be stored: {self._store_lost}"
 
     def _store_all(self, events: Sequence[Said]) -> None:
         received_us, began = now_us(), time.monotonic()
@@ -298,7 +303,7 @@ class Service:
         if self._store_lost:
             name, id, lost = self._store.name, self._store.id, self._counters.lost
             log.warning("the store is there again: %s, store %s; lost since the start: %d", name, id, lost)
-        self._store_lost = False
+        self._store_lost = ""
         next_key = self._keyring.next_key() if self._keyring else None
         for (envelope, event), verdict in zip(events, verdicts, strict=True):
             if envelope is not None:
@@ -311,7 +316,7 @@ class Service:
     def _put_off(self, events: Sequence[Said], reason: str) -> None:
         if not self._store_lost:
             log.error("nothing can be stored: %s; what is pushed, published or said by a pair is lost", reason)
-        self._store_lost = True
+        self._store_lost, self._lost_s = reason, time.monotonic()
         self._counters.later += len(events)
         self._counters.lost += sum(envelope is None for envelope, _ in events)
         for envelope, event in events:

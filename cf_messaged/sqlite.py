@@ -106,10 +106,6 @@ class SQLite:
         if not synced:
             _sync(self._writer)
 
-    def probe(self, connection: sa.Connection) -> None:
-        """What is there is written over itself: only then a full disk shows."""
-        connection.exec_driver_sql("UPDATE identity SET store = store")
-
     def _check_file(self) -> None:
         """SQLite writes on into a file that was removed; an acknowledgement of that would be a lie."""
         if self._files and _file_id(self.name) != self._files[""]:

@@ -126,13 +126,8 @@ class Store:
         return self._transact(journal.last)
 
     def check(self) -> None:
-        """Raises StoreUnavailable if nothing could be stored now. It stores nothing, which so may be lost."""
-
-        def probe() -> None:
-            with self._transaction(synced=False) as connection:
-                self._database.probe(connection)
-
-        self._tried(probe)
+        """Begins to store something, and stores nothing: so a disk that is full goes unnoticed."""
+        self._transact(lambda connection: None)
 
     def sweep(self, work: Callable[[sa.Connection], _T]) -> _T | None:
         """A transaction that a loss of power may undo. None while it is not open, which is for who stores something, or
