@@ -192,7 +192,7 @@ def _enrolled(case: Case) -> str:
 
 _BY_HAND = "`cf-messaged keys list` tells which keys knock, `cf-messaged keys accept KEY NODE` lets one in"
 _MENDS = {
-    "trusted": "once this host is bootstrapped to the hub, copy its key from the hub's ppkeys to `trusted` of keys_dir",
+    "trusted": "bootstrap that host to this hub; examples/trusted_keys.cf copies its key to `trusted` of keys_dir",
     "was revoked": _OF_STATES[REVOKED],
     "`listed`": "put its name and its host key in `listed` of the settings, and reload",
     "another machine": "give the copied machine a host key of its own: remove its ppkeys/localhost.*, and run cf-key",

@@ -247,7 +247,7 @@ _OFFICE = "look whether it enrols there: `enrolment` and `enrol` in its settings
 
 def _of_claims(curve: Curve, accept: str) -> dict[str, str]:
     return {
-        "is not trusted": "bootstrap this host to the hub, or copy its ppkeys/localhost.pub to keys_dir/trusted there",
+        "is not trusted": "bootstrap this host; on the hub examples/trusted_keys.cf copies its key to keys_dir/trusted",
         "CURVE key was revoked": f"remove {curve.key_file}: the next promise makes another key",
         "was revoked": "on the hub remove its file from keys_dir/revoked, if this host may come in again",
         "cannot enrol": "mend this host's CFEngine key, by which it says who it is",
