@@ -1,4 +1,4 @@
-"""The command line: cf-messaged run, view, status, forget, check-config; keys is in keys_cli.py."""
+"""The command line: cf-messaged run, view, status, forget, check-config; keys_cli.py and explain.py have the others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 from cf_messaged import __version__, keyring, views
 from cf_messaged.config import BadConfig, Config, load
 from cf_messaged.database import Limits, StoreUnavailable, database, without_password
+from cf_messaged.explain import explain
 from cf_messaged.follow import Follower, Watch
 from cf_messaged.keys_cli import keys
 from cf_messaged.metrics import CannotServe
@@ -280,4 +281,5 @@ def forget(node: str, name: str | None, config_path: str | None, store: str | No
     click.echo(f"forgot {what}: {removed} rows")
 
 
+main.add_command(explain)
 main.add_command(keys)

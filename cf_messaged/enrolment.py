@@ -188,6 +188,8 @@ class Desk:
             self._log.refused(change)
 
     def _refuse(self, caller: Caller, now_us: int, reason: str, said: Event | None = None) -> None:
+        if said and said.name == CHECK:
+            return  # who only asks what would come of it leaves no trace
         node = said.node if said else ""
         self._log.refused(KeyChange(now_us, REFUSED, node, caller.key.hex(), "", caller.address, reason))
 

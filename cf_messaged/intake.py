@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cf_messaged.codec import decode_event
 from cf_messaged.rights import WHERE, Rights
 from cf_messaged.times import microseconds
-from cf_messaging.wire import ENROL, LATER, MAX_DEPTH, REFUSED, VIEW, Answer, Event, Malformed
+from cf_messaging.wire import ENROL, LATER, MAX_DEPTH, REFUSED, SELF, VIEW, Answer, Event, Malformed
 
 # An answer holds data in a row, the row in a list, the list in an object; what no answer could hold is not stored.
 MAX_DATA_DEPTH = MAX_DEPTH - 3
@@ -69,7 +69,7 @@ def read_unanswered(frames: Sequence[bytes], before: int, store: str) -> Deliver
 def permitted(delivery: Delivery, name: str, rights: Rights, store: str) -> Delivery:
     """The same, if it is said by who it says it is, and who may. name: of the key that it came with."""
     said = delivery.said
-    if isinstance(said, Answer):
+    if isinstance(said, Answer) or is_about_self(said):
         return delivery
     if said.node != name:
         kind = NAMED
@@ -117,6 +117,11 @@ def _is_deeper(value: object, levels: int) -> bool:
 
 def is_question(said: Event) -> bool:
     return bool(said.kind == VIEW)
+
+
+def is_about_self(said: Event) -> bool:
+    """Whether who asks wants to know what is known of him, whatever name he has for himself: everybody may."""
+    return is_question(said) and bool(said.name == SELF)
 
 
 def answer(event: Event, store: str, verdict: Verdict, next_key: str | None = None) -> Answer:

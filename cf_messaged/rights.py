@@ -21,6 +21,8 @@ class Rule(NamedTuple):
     subscribe: tuple[str, ...]
 
 
+# Where there are no keys.
+EVERYBODY = Rule(("*",), ("*",), ("*",), ("*",))
 # Of who is named by no other; common information is said by who is named for it.
 OTHERS = Rule(("*",), tuple(f"{kind.name}/*" for kind in KINDS.values() if not kind.single), ("common",), ("common/*",))
 WHERE = "see `rights` in the listener's settings"
@@ -31,18 +33,18 @@ class Rights:
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self._rules = (*rules, OTHERS)
-        self._of = lru_cache(100_000)(self._found)
+        self.of = lru_cache(100_000)(self._found)
 
     def may_say(self, node: str, kind: str, name: str) -> bool:
-        return _is_in(f"{kind}/{name}", self._of(node).say)
+        return _is_in(f"{kind}/{name}", self.of(node).say)
 
     def may_ask(self, node: str, view: str) -> bool:
         """For all rows."""
-        return _is_in(view, self._of(node).ask)
+        return _is_in(view, self.of(node).ask)
 
     def may_subscribe(self, node: str, topic: bytes) -> bool:
         """topic: the beginning of those that are wanted. As each pattern ends in *, it matches all of them, or not."""
-        return _is_in(topic.decode("utf-8", "surrogateescape"), self._of(node).subscribe)
+        return _is_in(topic.decode("utf-8", "surrogateescape"), self.of(node).subscribe)
 
     def _found(self, node: str) -> Rule:
         return next(rule for rule in self._rules if _is_in(node, rule.nodes))

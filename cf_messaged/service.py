@@ -27,15 +27,15 @@ from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
 from cf_messaged.publisher import Publisher, topic_of
 from cf_messaged.retention import Keep, Sweeper
-from cf_messaged.rights import Rights
+from cf_messaged.rights import EVERYBODY, Rights
 from cf_messaged.sockets import ENROLMENT, EVENTS, REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
 from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
-from cf_messaged.times import microseconds
+from cf_messaged.times import microseconds, rfc3339
 from cf_messaged.view_pool import Answered, Asker, ViewPool
 from cf_messaged.view_process import Question, Settings
-from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Answer, Event
+from cf_messaging.wire import ANSWERED, DUPLICATE, REFUSED, SELF, STORED, Answer, Event
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class Service:
         self.metrics = Metrics()
         self._counters = self.metrics.counters
         self._config, self._load = config, load
-        self._store, self._store_lost = store, False
+        self._store = store
+        self._store_lost, self._lost_s = "", 0.0  # why, and when something could not be stored last
         self._complaints, self._troubles = Complaints(), Complaints()  # of others, and of its own
         self._publisher = Publisher()
         self._sweeper = Sweeper(store, _of_retention(config))
@@ -209,15 +210,20 @@ class Service:
 
     def _serve(self, messages: Sequence[Taken]) -> None:
         events: list[Said] = []
+        asked: list[tuple[str | int, Said]] = []
         for who, (envelope, said, kind) in self._understood(messages):
             if isinstance(said, Answer):
                 self._turn_away(who, envelope, said, kind)
+            elif intake.is_about_self(said):
+                asked.append((who, Said(envelope, said)))
             elif envelope is not None and intake.is_question(said):
                 self._ask(envelope, said)
             else:
                 events.append(Said(envelope, said))
         if events:
             self._store_all(events)
+        if asked:
+            self._tell_of_themselves(asked)
 
     def _understood(self, messages: Sequence[Taken]) -> Iterator[tuple[str | int, intake.Delivery]]:
         """With who has said it: the node, by its key, or the connection. Nothing of one that is let in no more, or says
@@ -266,6 +272,27 @@ class Service:
         question = Question(said.id, self._store.id, said.name, said.data, now_us(), only)
         self._answer(self._views.ask(asker, question))
 
+    def _tell_of_themselves(self, asked: Sequence[tuple[str | int, Said]]) -> None:
+        reason = self._why_nothing_is_stored()
+        for who, (envelope, event) in asked:
+            node = who if isinstance(who, str) else None
+            rule = self._guard.rights.of(node) if self._guard and node else EVERYBODY
+            row = {"node": node, "say": rule.say, "ask": rule.ask, "subscribe": rule.subscribe}
+            told = [{**row, "stores": not reason, "reason": reason}]
+            moment = rfc3339(now_us())
+            answer = Answer(event.id, self._store.id, 0, ANSWERED, view=SELF, rows=told, time=moment)
+            self._counters.answered += 1
+            self._send(envelope, encode_answer(answer))
+
+    def _why_nothing_is_stored(self) -> str:
+        """Empty if something can be. A disk that is full shows only where there is something to store."""
+        try:
+            self._store.check()
+        except StoreUnavailable as error:
+            return str(error)
+        ago_s = time.monotonic() - self._lost_s
+        return self._store_lost and f"the last event, {ago_s:.0f} s ago, could not be stored: {self._store_lost}"
+
     def _store_all(self, events: Sequence[Said]) -> None:
         received_us, began = now_us(), time.monotonic()
         try:
@@ -276,7 +303,7 @@ class Service:
         if self._store_lost:
             name, id, lost = self._store.name, self._store.id, self._counters.lost
             log.warning("the store is there again: %s, store %s; lost since the start: %d", name, id, lost)
-        self._store_lost = False
+        self._store_lost = ""
         next_key = self._keyring.next_key() if self._keyring else None
         for (envelope, event), verdict in zip(events, verdicts, strict=True):
             if envelope is not None:
@@ -289,7 +316,7 @@ class Service:
     def _put_off(self, events: Sequence[Said], reason: str) -> None:
         if not self._store_lost:
             log.error("nothing can be stored: %s; what is pushed, published or said by a pair is lost", reason)
-        self._store_lost = True
+        self._store_lost, self._lost_s = reason, time.monotonic()
         self._counters.later += len(events)
         self._counters.lost += sum(envelope is None for envelope, _ in events)
         for envelope, event in events:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from cf_messaged import journal
 from cf_messaged.batch import Batch
 from cf_messaged.codec import encode_event
-from cf_messaged.database import Limits, StoreUnavailable, database
+from cf_messaged.database import Database, Limits, StoreUnavailable, database
 from cf_messaged.forgetting import Forgetting
 from cf_messaged.intake import Verdict
 from cf_messaged.journal import KeyChange
@@ -42,6 +42,13 @@ class Summary(NamedTuple):
     nodes: int
     events: int
     last_seen: int | None
+
+
+class Heard(NamedTuple):
+    """Of a node. last_seen: UTC microseconds. events: how many were stored, in all."""
+
+    last_seen: int
+    events: int
 
 
 class _InTheWay(StoreUnavailable):
@@ -117,6 +124,10 @@ class Store:
     def last_key_changes(self) -> dict[str, KeyChange]:
         """By key, the last change that let it in or out; of those that are not too old to be kept."""
         return self._transact(journal.last)
+
+    def check(self) -> None:
+        """Begins to store something, and stores nothing: so a disk that is full goes unnoticed."""
+        self._transact(lambda connection: None)
 
     def sweep(self, work: Callable[[sa.Connection], _T]) -> _T | None:
         """A transaction that a loss of power may undo. None while it is not open, which is for who stores something, or
@@ -252,12 +263,26 @@ def migrate(connection: sa.Connection) -> None:
 
 def summary(url: str) -> Summary:
     """Read beside a daemon that runs. Raises StoreUnavailable."""
+    counted = "SELECT count(*), coalesce(sum(events), 0), max(last_seen) FROM nodes"
+    with _reading(url) as (kept, connection):
+        with closing(kept.ask(connection, f"SELECT store, n.* FROM identity, ({counted}) AS n", {}, {})) as cursor:
+            store, nodes, events, last_seen = cursor.fetchone()
+        return Summary(kept.name, store, kept.size(connection), nodes, int(events), last_seen)
+
+
+def heard(url: str, node: str) -> Heard | None:
+    """None: nothing of this node is kept. Read beside a daemon that runs. Raises StoreUnavailable."""
+    sql, given = "SELECT last_seen, events FROM nodes WHERE node = :node", {"node": node}
+    with _reading(url) as (kept, connection), closing(kept.ask(connection, sql, given, {"node": "text"})) as cursor:
+        row = cursor.fetchone()
+    return Heard(*row) if row else None
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[tuple[Database, Any]]:
     kept = database(url)
     try:
         with kept.reading(Limits()) as connection:
-            counted = "SELECT count(*), coalesce(sum(events), 0), max(last_seen) FROM nodes"
-            with closing(kept.ask(connection, f"SELECT store, n.* FROM identity, ({counted}) AS n", {}, {})) as cursor:
-                store, nodes, events, last_seen = cursor.fetchone()
-            return Summary(kept.name, store, kept.size(connection), nodes, int(events), last_seen)
+            yield kept, connection
     except kept.errors as error:
         raise StoreUnavailable(f"{kept.name}: {kept.in_words(error)}") from None

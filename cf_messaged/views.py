@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.parameters import TYPES
 from cf_messaged.times import rfc3339
+from cf_messaging.wire import SELF
 
 BUILT_IN = Path(__file__).parent / "sql"
 AGE = "age"  # the type of a column; who compares rows leaves it out
@@ -69,6 +70,8 @@ def names(directory: str | None) -> dict[str, Path]:
         )
     except OSError as error:
         raise BadView(f"directory of views {directory}: {error.strerror}") from None
+    if SELF in own:
+        raise BadView(f"{own[SELF]}: what a node asks for as '{SELF}' is no view; give the file another name")
     both = sorted(built_in.keys() & own.keys())
     if both:
         raise BadView(f"{own[both[0]]}: a view '{both[0]}' is built in; give the file another name")

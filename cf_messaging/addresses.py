@@ -8,6 +8,7 @@ from functools import lru_cache
 from time import monotonic
 
 from .outcomes import Failure, Reason
+from .wire import GREETING_BYTES, SIGNATURE, read_greeting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ Endpoint = namedtuple("Endpoint", "transport host port")
 
 ALLOWED = "tcp://host:port, tcp://[IPv6]:port or ipc:///path"
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|([A-Za-z0-9_.-]+|\*)):([0-9]{1,5})")
-# Of ZMTP's greeting, RFC 23, and how long a peer may take for it.
-_SIGNATURE, _MECHANISM, _GREETING_S = b"\xff" + bytes(8) + b"\x7f", slice(12, 32), 0.25
+_GREETING_S = 0.25  # that a peer may take for it
 _MAX_IPC_BYTES = 107  # sun_path of Linux, less its NUL
 
 
@@ -110,7 +110,7 @@ def why_unreachable(address: str, deadline: float) -> str:
     import socket
 
     try:
-        _connected(address, deadline).close()
+        connected(address, deadline).close()
     except socket.timeout:
         return "no answer to the connection attempt"
     except OSError as error:
@@ -122,23 +122,28 @@ def mechanism(address: str, deadline: float) -> str:
     """The security mechanism of the peer there, by the greeting of ZMTP 3; empty if it gives none. libzmq tells it only
     where it hangs up before the peer does.
     """
-    greeting, until = b"", min(deadline, monotonic() + _GREETING_S)
+    greeted = read_greeting(greeting(address, min(deadline, monotonic() + _GREETING_S)))
+    return str(greeted.mechanism) if greeted else ""
+
+
+def greeting(address: str, until: float) -> bytes:
+    """What the peer there says first, as much of it as wire.read_greeting() reads, or as there is until then."""
+    said = b""
     try:
-        with _connected(address, until) as probe:
-            probe.sendall(_SIGNATURE + b"\3\0")  # and no more: who has read the rest may hang up
-            while len(greeting) < _MECHANISM.stop:
+        with connected(address, until) as probe:
+            probe.sendall(SIGNATURE + b"\3\0")  # and no more: who has read the rest may hang up
+            while len(said) < GREETING_BYTES and monotonic() < until:
                 probe.settimeout(max(0.001, until - monotonic()))
-                more = probe.recv(_MECHANISM.stop - len(greeting))
-                if not more or monotonic() >= until:
-                    return ""
-                greeting += more
+                more = probe.recv(GREETING_BYTES - len(said))
+                if not more:
+                    break
+                said += more
     except OSError:
-        return ""
-    is_zmtp = greeting[:1] + greeting[9:10] == _SIGNATURE[:1] + _SIGNATURE[9:]
-    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace") if is_zmtp else ""
+        pass
+    return said
 
 
-def _connected(address: str, deadline: float) -> socket:
+def connected(address: str, deadline: float) -> socket:
     """A plain socket. Raises OSError."""
     import socket
 

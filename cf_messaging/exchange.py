@@ -43,12 +43,14 @@ Candidate = namedtuple("Candidate", "endpoint address until last")
 class Exchange:
     """The sockets of a run, and what it has learned about its peers. Deadlines are of time.monotonic()."""
 
-    def __init__(self, log: Callable[[str, str], None] = lambda level, text: None) -> None:
-        """log: takes level and text."""
+    def __init__(
+        self, log: Callable[[str, str], None] = lambda level, text: None, pairs: dict[str, Pair] | None = None
+    ) -> None:
+        """log: takes level and text. pairs: by the path of their file, which then need not be there."""
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._links: dict[tuple[Any, ...], Link] = {}
-        self._pairs: dict[str, Pair] = {}  # by the path of their file
+        self._pairs = dict(pairs or {})
         self._server_keys: dict[tuple[bytes | str, ...], list[bytes]] = {}  # by what policy says
         self._door: Door | None = None
         self._addresses: dict[str, list[str]] = {}

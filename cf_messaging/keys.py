@@ -166,6 +166,12 @@ def _own(path: str) -> Pair:
     return Pair(_found("public", text, path), _found("secret", text, path), _metadata(text).get("replaces", ""))
 
 
+def new_pair(new: Callable[[], tuple[bytes, bytes]]) -> Pair:
+    """That is in no file. new: as zmq.curve_keypair()."""
+    public, secret = (_from_z85(key.decode()) for key in new())
+    return Pair(public, secret)
+
+
 def make_pair(path: str, new: Callable[[], tuple[bytes, bytes]], **metadata: str) -> None:
     """Of two who make it together, the first has made it. Raises OSError."""
     public, secret = (key.decode() for key in new())

@@ -63,7 +63,7 @@ class MessagesPromise(PromiseModule):
         try:
             promise = self._promise(promiser, attributes)
             if promise.curve and not promise.curve.key_file:
-                promise.curve = promise.curve._replace(key_file=_own_key_file(promise))
+                promise.curve = promise.curve._replace(key_file=own_key_file(promise.state_dir))
             promise.node = promise.node or os.uname().nodename
             if promise.information or promise.view:
                 outcome = self._inform(promise, _place(metadata), started)
@@ -128,11 +128,8 @@ class MessagesPromise(PromiseModule):
             files.check_descriptors()
             try:
                 from .exchange import Exchange
-            except ModuleNotFoundError as error:
-                detail = f"{error}: install Debian's python3-zmq, elsewhere python3-pyzmq, for {sys.executable}"
-                raise Failure(Reason.LOCAL, detail) from error
-            except ImportError as error:  # it is there, but something that it needs is not
-                raise Failure(Reason.LOCAL, f"zmq cannot be loaded: {error}") from error
+            except ImportError as error:
+                raise without_zmq(error) from error
             self._exchange = Exchange(self._note)
         return self._exchange
 
@@ -178,8 +175,17 @@ def _conversation(promise: Promise) -> Conversation:
     )
 
 
-def _own_key_file(promise: Promise) -> str:
-    return os.path.normpath(os.path.join(promise.state_dir or _STATE_DIR, "messages", "node.key"))
+def own_key_file(state_dir: str | None) -> str:
+    """Where the key of this node is, if policy does not say."""
+    return os.path.normpath(os.path.join(state_dir or _STATE_DIR, "messages", "node.key"))
+
+
+def without_zmq(error: ImportError) -> Failure:
+    """Why pyzmq is of no use."""
+    if isinstance(error, ModuleNotFoundError):
+        detail = f"{error}: install Debian's python3-zmq, elsewhere python3-pyzmq, for {sys.executable}"
+        return Failure(Reason.LOCAL, detail)
+    return Failure(Reason.LOCAL, f"zmq cannot be loaded: {error}")  # something that it needs is not there
 
 
 def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:

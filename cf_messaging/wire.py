@@ -57,6 +57,7 @@ KINDS = {
     )
 }
 VIEW = "view"
+SELF = "self"  # the view that is no view: what the listener knows of who asks, and whether it can store
 ENROL = "enrol"  # what an unknown node says, on a socket of its own
 # What it says there, as the name of the event: that it is there, who it is, or the latter without any effect.
 HELLO, CLAIM, CHECK = "hello", "claim", "check"
@@ -219,6 +220,21 @@ def decode_answer(frame: bytes) -> Answer:
         raise Malformed("a row of a view is no object")
     next_key = fields["next_key"] if _is(fields.get("next_key"), str) else None
     return Answer(status=status, next_key=next_key, **{name: fields[name] for name in names})
+
+
+# ---- the greeting of ZMTP 3, RFC 23, by which every ZeroMQ socket begins
+
+SIGNATURE, GREETING_BYTES = b"\xff" + bytes(8) + b"\x7f", 32  # as far as it is read here
+# version: a pair of numbers. mechanism: of security, "NULL", "CURVE" or another.
+Greeting = namedtuple("Greeting", "version mechanism")
+
+
+def read_greeting(said: bytes) -> Greeting | None:
+    """What a peer has said first; None if that is no greeting, or not all of one: an older one, say."""
+    is_signed = said[:1] + said[9:10] == SIGNATURE[:1] + SIGNATURE[9:]
+    if not is_signed or len(said) < GREETING_BYTES or said[10] < 3:
+        return None
+    return Greeting((said[10], said[11]), said[12:GREETING_BYTES].rstrip(b"\0").decode("ascii", "replace"))
 
 
 # ---- JSON that is read from others

@@ -228,6 +228,9 @@ def converse(options: argparse.Namespace) -> None:
     context.term()  # waits until everything that was said is handed over
 
 
+_doorkeepers: list[object] = []  # that of pyzmq 22 leaves, and lets everybody in, once nobody refers to it
+
+
 def secure(sock: Socket, options: argparse.Namespace) -> None:
     from zmq.auth import load_certificate
     from zmq.auth.thread import ThreadAuthenticator
@@ -241,6 +244,7 @@ def secure(sock: Socket, options: argparse.Namespace) -> None:
         doorkeeper = ThreadAuthenticator(sock.context)
         doorkeeper.start()
         doorkeeper.configure_curve(domain="*", location=options.accept)
+        _doorkeepers.append(doorkeeper)
 
 
 def accept(options: argparse.Namespace) -> None:

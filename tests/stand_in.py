@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from peers import Peer, end_with_parent, tell
+from peers import Peer, end_with_parent, secure, tell
 
 if TYPE_CHECKING:
     from typing import Any
@@ -47,6 +47,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     add("--status", default="", help="answer this, and store nothing")
     add("--bytes", type=os.fsencode, help="answer these, and store nothing")
     add("--id", help="answers carry this id")
+    add("--enrol", default="enrolled", help="what comes of a claim, or of a check")
+    add("--reason", default="so it was told", help="of what is refused, or waits, or is put off")
+    add("--key", default="", help="speak CURVE with the key pair in this certificate")
+    add("--accept", default="", help="let in whose certificates are in this directory; without it, everybody")
+    parser.set_defaults(server_key="")
     return parser.parse_args(arguments)
 
 
@@ -106,8 +111,12 @@ def answered(event: Fields, store: Store, options: argparse.Namespace) -> Fields
     if event["subject"] in options.refuse:
         return {"status": "refused", "reason": f"'{event['subject']}' is not wanted"}
     if options.status:
-        more = {"view": "x", "rows": [], "time": TIME, "reason": "so it was told", "retry_after": 1}
+        more = {"view": "x", "rows": [], "time": TIME, "reason": options.reason, "retry_after": 1}
         return {"status": options.status, **more}
+    if kind == "enrol":
+        if event["subject"] == "hello":
+            return {"status": "challenged", "challenge": "5a" * 40}
+        return {"status": options.enrol, "reason": options.reason, "retry_after": 1}
     if options.later:
         options.later -= 1
         return {"status": "later", "reason": "the disk is full", "retry_after": 1}
@@ -146,6 +155,8 @@ def main() -> None:
     options = options_of(sys.argv[1:])
     threading.Thread(target=end_with_parent, daemon=True).start()
     store, sock = Store(options.events), zmq.Context().socket(zmq.ROUTER)
+    if options.key:
+        secure(sock, options)
     sock.bind(options.bind)
     print(sock.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
     while True:

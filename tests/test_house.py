@@ -20,6 +20,7 @@ OURS = {"messages_promise", "cfengine", "cf_messaging"}
 # On the way from cf-agent to the wire; then all the others.
 DOWNWARDS = [
     "messages_promise",
+    "explain",
     "promise",
     "information",
     "delivery",
@@ -29,7 +30,7 @@ DOWNWARDS = [
     "conversations",
     "link",
 ]
-KNOWS_ZMQ = {"exchange", "link", "zap"}
+KNOWS_ZMQ = {"exchange", "explain", "handshake", "link", "zap"}
 MAY_HAVE = {"host_key": {"cryptography"}}  # and does without where it is not there
 DECIDES = {"patterns", "outcomes", "wire"}
 THE_WORLD = {"os", "socket", "sqlite3", "time", "zmq"}
@@ -72,7 +73,14 @@ def test_a_node_needs_only_the_standard_library_and_zmq(path: Path) -> None:
 @each_node_file
 def test_a_node_imports_nothing_slow(path: Path) -> None:
     """Node files do without the modules of the standard library that cost an agent run many milliseconds."""
-    assert not packages(path) & SLOW
+    assert not packages(path) & SLOW - ({"argparse"} if path.stem == "explain" else set())
+
+
+def test_an_agent_run_does_without_what_explains() -> None:
+    """What cf-agent starts loads it only for who asks for it."""
+    parts = ast.parse((ROOT / "messages_promise.py").read_bytes()).body
+    at_once = {name for node in parts if not isinstance(node, ast.If) for name in imported(node)}
+    assert at_once == {"__future__.annotations", "gc", "os", "sys", "cf_messaging.promise.run"}
 
 
 @each_node_file

@@ -23,7 +23,7 @@ from cf_messaged.store import Store, summary
 from cf_messaged.tables import metadata
 from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Event
 from listener import OTHER_STREAM, STREAM, event
-from postgres import Kept, rows
+from postgres import Kept, Server, rows
 
 SECOND = 1_000_000
 HOSTILE = "'; DROP TABLE latest; --\" \\ % :name ? \u0000 \u202e 💥"
@@ -308,6 +308,51 @@ def test_a_locked_database(file: Kept) -> None:
         add(file, event(1))
     other.close()
     assert statuses(add(file, event(1))) == [STORED]
+
+
+def test_whether_something_could_be_stored(store: Kept) -> None:
+    """It is looked at, and nothing is stored by that."""
+    add(store, event(1))
+    tables = [name for (name,) in store.rows(_TABLES[store.url.partition(":")[0]])]
+    before = [store.rows(f"SELECT * FROM {name}") for name in tables]
+    store.check()
+    assert before == [store.rows(f"SELECT * FROM {name}") for name in tables] and ["nodes"] in [
+        [each] for each in tables
+    ]
+
+
+_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name",
+    "postgresql": "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename",
+}
+
+
+def test_that_nothing_could_be_stored(file: Kept) -> None:
+    """Where another program holds it, or it is gone; and not for longer than that."""
+    other = sqlite3.connect(file.name, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="another program holds it locked"):
+        file.check()
+    other.close()
+    file.check()
+    folder = Path(file.name).parent
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(StoreUnavailable, match="it was removed or replaced"):
+        file.check()
+    with pytest.raises(StoreUnavailable, match="it, or its directory, does not exist"):
+        file.check()
+    folder.with_name("away").rename(folder)
+    file.check()
+
+
+def test_that_nothing_could_be_stored_by_a_server(postgresql: Callable[..., str], postgres: Server) -> None:
+    """Whose database is gone."""
+    served = Kept(postgresql())
+    served.check()
+    postgres.drop(served.url)
+    with pytest.raises(StoreUnavailable, match="does not exist"):
+        served.check()
+    served.close()
 
 
 def test_a_deleted_database(file: Kept) -> None:

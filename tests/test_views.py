@@ -284,6 +284,13 @@ def test_nothing_built_in_is_overridden(own: Path) -> None:
         views.names(str(own / "none"))
 
 
+def test_what_the_listener_answers_itself_is_no_view(tmp_path: Path) -> None:
+    """A file of that name would never be asked."""
+    (tmp_path / "self.sql").write_text("SELECT 1 AS one")
+    with pytest.raises(views.BadView, match=r"self.sql: what a node asks for as 'self' is no view"):
+        views.names(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
