@@ -156,6 +156,7 @@ class Desk:
             raise Refused(f"it is for another listener, whose key is {claim.listener}; this one's is {self._own_key}")
         if claim.key != caller.key.hex():
             raise Refused(f"it is for another key, {claim.key}, than that of the connection, {caller.key.hex()}")
+        self._keyring.names()  # also what an operator has changed since the loop has looked
         if self._keyring.is_barred(claim.host_key):
             raise Refused(f"host key {claim.host_key} was revoked")
         host = self._keyring.trusted(claim.host_key)

@@ -101,14 +101,14 @@ def _of_keys(claim: Claim, accepted: Sequence[Held], known: Known, heard_s: Call
     gone = [*others, *own[:-1]]
     if claim.replaces == newest.key.hex():
         return Decision(RENEWED, gone=gone)
-    silent_s = heard_s(newest.key)
-    if silent_s < LIVE_S:
-        return Decision(CLONE, _cloned(claim, newest, silent_s))
+    last = min(own, key=lambda held: heard_s(held.key))  # the newest may not have been needed yet
+    if heard_s(last.key) < LIVE_S:
+        return Decision(CLONE, _cloned(claim, last, heard_s(last.key)))
     return Decision(ENROLLED, gone=gone)
 
 
-def _cloned(claim: Claim, newest: Held, silent_s: float) -> str:
+def _cloned(claim: Claim, last: Held, silent_s: float) -> str:
     return (
-        f"{claim.node} has spoken with another CURVE key {silent_s:.0f} s ago, {newest.key.hex()}: another machine has"
+        f"{claim.node} has spoken with another CURVE key {silent_s:.0f} s ago, {last.key.hex()}: another machine has"
         f" the same host key, {claim.host_key}; or if that key is lost, it is let in {LIVE_S / 60:.0f} minutes later"
     )

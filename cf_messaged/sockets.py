@@ -33,8 +33,9 @@ RECEIVE_HIGH_WATER_MARK = 64
 SEND_HIGH_WATER_MARK = 2048
 # To each subscriber: who joins a large fleet gets all of its last values at once, and would lose what is beyond.
 PUBLISHED_HIGH_WATER_MARK = 10_000
-# Of a stranger, who says one thing after the other.
-STRANGERS_HIGH_WATER_MARK = 4
+# Of a stranger, who says one thing after the other. With 4, answers were lost: libzmq learns only a few messages later
+# that what it has to send was sent.
+STRANGERS_HIGH_WATER_MARK = 32
 CURVE_BYTES = 33  # by which each frame is longer
 # Connections that wait to be accepted: after a power cut all nodes come at once. The kernel's somaxconn caps it.
 BACKLOG = 4096
