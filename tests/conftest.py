@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
@@ -34,6 +34,9 @@ LISTENERS_TESTS = (
 HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("msgspec") is not None
 needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="wants Python 3.11 or newer and cf-messaged's packages")
 collect_ignore = [] if HAS_LISTENER else [f"test_{name}.py" for name in LISTENERS_TESTS]
+
+# All tests of such a file share what takes seconds to make, so one worker of pytest-xdist runs them.
+MADE_ONCE = ("test_bad_input", "test_cfbs", "test_demo", "test_unhealthy")
 
 settings.register_profile(
     "messages", max_examples=int(os.environ.get("MESSAGES_EXAMPLES", "50")), deadline=None, print_blob=True
@@ -57,6 +60,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "agent_template" in item.fixturenames:
             item.add_marker("policy")
+        if item.path.stem in MADE_ONCE:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist, which has no summary, hands on what it has counted."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["fuzz"] = fuzz.counted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of pytest-xdist: a worker has ended. One that was killed has handed on nothing, and its test failed."""
+    fuzz.add(getattr(node, "workeroutput", {}).get("fuzz", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,6 +31,16 @@ def count(what: str, *kinds: str) -> None:
         _counted[what].update(("", *kinds))
 
 
+def counted() -> dict[str, dict[str, int]]:
+    """What this process has counted: its report, for another one that adds it to its own."""
+    return {what: dict(kinds) for what, kinds in _counted.items()}
+
+
+def add(counted: dict[str, dict[str, int]]) -> None:
+    for what, kinds in counted.items():
+        _counted[what].update(kinds)
+
+
 def report() -> list[str]:
     """A line for each thing that was counted: `agent inputs: 1,234 (of which by a real process: 40)`."""
     return [

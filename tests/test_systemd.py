@@ -127,7 +127,7 @@ def test_a_loop_that_waits_as_long_as_it_may_is_alive(manager: socket.socket, cl
         assert beats_s[-1] > moments_s[-1] - 15
 
 
-@pytest.mark.parametrize("pid", ["", str(os.getpid())])
+@pytest.mark.parametrize("pid", ["", str(os.getpid())], ids=["none", "this one"])  # as each worker collects them
 def test_a_watchdog_for_this_process(manager: socket.socket, pid: str) -> None:
     """It is heeded with WATCHDOG_PID of this process, and without any."""
     notifier = Notifier(environment(manager, WATCHDOG_USEC="6000000", **({"WATCHDOG_PID": pid} if pid else {})))
