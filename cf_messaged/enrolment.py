@@ -191,8 +191,9 @@ class Desk:
     def _refuse(self, caller: Caller, now_us: int, reason: str, said: Event | None = None) -> None:
         if said and said.name == CHECK:
             return  # who only asks what would come of it leaves no trace
-        node = said.node if said else ""
-        self._log.refused(KeyChange(now_us, REFUSED, node, caller.key.hex(), "", caller.address, reason))
+        node, host_key = (said.node, str(said.data.get("host_key", ""))) if said else ("", "")
+        shown = host_key if re.fullmatch(_FORMS["host_key"], host_key) else ""
+        self._log.refused(KeyChange(now_us, REFUSED, node, caller.key.hex(), shown, caller.address, reason))
 
 
 def _read(said: Event) -> tuple[Claim, bytes]:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 # Of the listener, which asks for a newer Python and for packages that a node does without.
 LISTENERS_TESTS = (
-    "attacks budget cli codec complaints config durable explain_hub fleet follow forget growth guard intake journal"
-    " keyring kills loop metrics news postgresql publisher reload retention rights rotation secrecy service share shown"
-    " sockets store subscribers systemd unit views"
+    "attacks budget cli codec complaints config durable enrolment enrolment_attacks explain_hub fleet follow"
+    " forget fuzz_enrolment growth guard intake journal keyring kills loop metrics names news postgresql publisher"
+    " reload retention rights rotation secrecy service share shown sockets store subscribers systemd unit views"
 ).split()
 HAS_LISTENER = sys.version_info >= (3, 11) and find_spec("msgspec") is not None
 needs_listener = pytest.mark.skipif(not HAS_LISTENER, reason="wants Python 3.11 or newer and cf-messaged's packages")
