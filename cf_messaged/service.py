@@ -15,7 +15,7 @@ from typing import NamedTuple
 import zmq
 
 from cf_messaged import intake
-from cf_messaged.codec import encode_answer, encode_event
+from cf_messaged.codec import encode_answer
 from cf_messaged.complaints import Complaints
 from cf_messaged.config import BadConfig, Config
 from cf_messaged.database import Limits, StoreUnavailable
@@ -25,12 +25,11 @@ from cf_messaged.intake import Verdict
 from cf_messaged.key_log import KeyLog
 from cf_messaged.keyring import Keyring
 from cf_messaged.metrics import Metrics
-from cf_messaged.publisher import Publisher, topic_of
+from cf_messaged.publishing import Publishing
 from cf_messaged.retention import Keep, Sweeper
 from cf_messaged.rights import EVERYBODY, Rights
 from cf_messaged.sockets import ENROLMENT, EVENTS, REQUEST, SUBSCRIBE, Frames, Role, Socket, Sockets, receive, send
 from cf_messaged.store import Store
-from cf_messaged.subscribers import Subscribers
 from cf_messaged.systemd import Notifier
 from cf_messaged.times import microseconds, rfc3339
 from cf_messaged.view_pool import Answered, Asker, ViewPool
@@ -84,8 +83,7 @@ class Service:
         self._config, self._load = config, load
         self._store = store
         self._store_lost, self._lost_s = "", 0.0  # why, and when something could not be stored last
-        self._complaints, self._troubles = Complaints(), Complaints()  # of others, and of its own
-        self._publisher = Publisher()
+        self._complaints = Complaints()
         self._sweeper = Sweeper(store, _of_retention(config))
         self._stopping = self._reloading = False
         self._notifier = Notifier(os.environ)
@@ -95,9 +93,7 @@ class Service:
         self._key_log = KeyLog(store) if keyring else None
         self._sockets = Sockets(config, keyring)
         self._desk = self._made_desk()
-        self._subscribers: Subscribers | None = None
-        if publishing := self._sockets.get(SUBSCRIBE):
-            self._subscribers = Subscribers(publishing, self._publisher, self._guard, self._counters)
+        self._publishing = Publishing(self._sockets.get(SUBSCRIBE), store, self._guard, self.metrics)
         self.endpoints = self._sockets.endpoints
         if config.metrics_address:
             self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
@@ -159,14 +155,14 @@ class Service:
         if self._reloading:
             self._reload()
         self._check_keys()
-        self._hear_subscribers(ready)
-        self._resend()
+        self._publishing.hear(ready)
+        self._publishing.resend()
         taken = self._take(ready)
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         if self._desk:
             self._desk.serve(ready, self._store.id, now_us())
-        self._publish_news()
+        self._publishing.publish_news()
         self._sweeper.step(now_us(), len(taken))
         self._notifier.alive()
 
@@ -175,7 +171,7 @@ class Service:
     def _wait(self) -> dict[object, int]:
         self._watch()
         now_s = time.monotonic()
-        waits = [self._notifier.poll_s, self._publisher.poll_s(now_s), self._store.poll_s, self._sweeper.poll_s(now_s)]
+        waits = [self._notifier.poll_s, self._publishing.poll_s(now_s), self._store.poll_s, self._sweeper.poll_s(now_s)]
         if self._views.busy:
             waits.append(LOOK_S)
         if self._desk:
@@ -349,51 +345,15 @@ class Service:
                 raise
             self._counters.dropped += 1
 
-    # ---- subscribers
+    # ---- keys
 
     def _check_keys(self) -> None:
         if self._guard is None or self._key_log is None:
             return
         if self._guard.check():
             self._key_log.let_in(self._guard.names, now_us())
-            if self._subscribers:
-                self._subscribers.check()
+            self._publishing.check()
         self._key_log.write()
-
-    def _hear_subscribers(self, ready: dict[object, int]) -> None:
-        if self._subscribers is None:
-            return
-        if self._sockets.get(SUBSCRIBE) in ready:
-            self._subscribers.hear()
-            self.metrics.subscriptions.set(self._publisher.subscriptions)
-
-    def _resend(self) -> None:
-        """Before anything is stored: what is sent here is as new as what was published."""
-        try:
-            for value in self._publisher.resend(time.monotonic(), self._store.last):
-                self._publish(value.topic, value.frame)
-        except StoreUnavailable as error:
-            self._cannot_publish(error)
-
-    def _publish_news(self) -> None:
-        try:
-            for event in self._store.news(self._publisher.subscriptions > 0):
-                topic = topic_of(event.kind, event.name, event.node)
-                if self._publisher.wants(topic):
-                    self._publish(topic, encode_event(event))
-        except StoreUnavailable as error:
-            self._cannot_publish(error)
-
-    def _cannot_publish(self, error: StoreUnavailable) -> None:
-        """It is tried again many times a second."""
-        self._troubles.say("", f"nothing can be published: {error}", logging.ERROR)
-
-    def _publish(self, topic: bytes, event: bytes) -> None:
-        """A subscriber that does not read loses it, and gets the last values when it comes again."""
-        publishing = self._sockets.get(SUBSCRIBE)
-        if publishing is not None:
-            send(publishing, [topic, event])
-            self._counters.published += 1
 
     # ---- settings
 
@@ -420,8 +380,8 @@ class Service:
             self._guard.settle(self._config)
             if self._desk:
                 self._desk.settle(self._config)
-            if self._subscribers and has_other_rights:
-                self._subscribers.hang_up()
+            if has_other_rights:
+                self._publishing.hang_up()
         log.info("the settings are read again")
 
 
