@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from cf_messaged.complaints import Complaints
 from cf_messaged.host_keys import BadHostKey, HostKey, read_host_key
+from cf_messaged.names import overlapped
 from cf_messaged.times import rfc3339
 from cf_messaging.keys import (
     SUFFIX,
@@ -154,6 +155,7 @@ class Keyring:
         self._next_path = os.path.join(directory, NEXT_LISTENER)
         self._next_version: object = None
         self._next_key: str | None = None
+        self._overlap_ends_us = 0.0
         self._complaint = ""
         self._turn = Lock()
 
@@ -215,6 +217,18 @@ class Keyring:
             self._accepted.held = {**kept, new.key: new}
             self._names = self._let_in()
 
+    def end_overlaps(self, now_us: int) -> None:
+        """Let the older key of a host in no more, once the newer one is there for long enough. Raises OSError."""
+        if now_us < self._overlap_ends_us:
+            return
+        with self._turn:
+            over, self._overlap_ends_us = overlapped(self.accepted(), now_us)
+            for held in over:
+                (self._accepted.path / held.file).unlink(missing_ok=True)
+            self._accepted.held = {key: held for key, held in self._accepted.held.items() if held not in over}
+            if over:
+                self._names = self._let_in()
+
     def wait(self, new: Held) -> bool:
         """Let an operator see who waits, one of each host; whether he could not see it before. Raises OSError."""
         self._waiting.read()
@@ -228,6 +242,7 @@ class Keyring:
         return True
 
     def _let_in(self) -> Mapping[bytes, str]:
+        self._overlap_ends_us = 0.0  # to be looked at again
         out = self._revoked.held.keys() | self._rejected.held.keys()
         self._barred = {held.host_key for held in self._revoked.held.values() if held.host_key}
         trusted = self._trusted.held.keys() - self._barred

@@ -4,10 +4,12 @@ keys, the older one while it is replaced. No socket, clock or file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cf_messaged.journal import ENROLLED, RENEWED
+from cf_messaged.times import microseconds
 from cf_messaging.keys import Claim
 
 if TYPE_CHECKING:  # most commands read settings, and no key
@@ -19,6 +21,8 @@ FIRST, LISTED = NAMES = "first", "listed"
 KNOWN, WAITS, CLONE, REFUSED = "known", "waits", "clone", "refused"  # or ENROLLED or RENEWED
 # A machine that was heard so short a time ago is there, and another one with the same key of its host is a clone.
 LIVE_S = 900.0
+# For so long a host has its older key too: agents that run while it is renewed speak by that.
+OVERLAP_S = 3600
 
 
 class Rules(NamedTuple):
@@ -105,6 +109,24 @@ def _of_keys(claim: Claim, accepted: Sequence[Held], known: Known, heard_s: Call
     if heard_s(last.key) < LIVE_S:
         return Decision(CLONE, _cloned(claim, last, heard_s(last.key)))
     return Decision(ENROLLED, gone=gone)
+
+
+def overlapped(accepted: Sequence[Held], now_us: int) -> tuple[list[Held], float]:
+    """Older keys of hosts whose time is over, and when that of the next one is; UTC microseconds."""
+    hosts: dict[str, list[Held]] = {}
+    for held in accepted:
+        if held.host_key:
+            hosts.setdefault(held.host_key, []).append(held)
+    over: list[Held] = []
+    next_us = math.inf
+    for of_host in (each for each in hosts.values() if len(each) > 1):
+        newest = max(of_host, key=lambda held: held.since)
+        ends_us = microseconds(newest.since) + OVERLAP_S * 1_000_000 if newest.since else 0
+        if ends_us <= now_us:
+            over += [held for held in of_host if held is not newest]
+        else:
+            next_us = min(next_us, ends_us)
+    return over, next_us
 
 
 def _cloned(claim: Claim, last: Held, silent_s: float) -> str:

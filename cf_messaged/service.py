@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -348,8 +349,10 @@ class Service:
     # ---- keys
 
     def _check_keys(self) -> None:
-        if self._guard is None or self._key_log is None:
+        if not (self._keyring and self._guard and self._key_log):
             return
+        with suppress(OSError):  # of a folder that is away, which the guard tells
+            self._keyring.end_overlaps(now_us())
         if self._guard.check():
             self._key_log.let_in(self._guard.names, now_us())
             self._publishing.check()

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 
 import fuzz
 from cf_messaged.budget import Budget
-from cf_messaged.keyring import MAX_STRANGERS, Keyring, Strangers, listed, make, read_strangers, write
+from cf_messaged.keyring import MAX_STRANGERS, Held, Keyring, Strangers, listed, make, put, read_strangers, write
+from cf_messaged.times import rfc3339
 from cf_messaged.zap import Handler
 from cf_messaging.keys import answered, certificate
 from cf_messaging.wire import STORED, encode_event
+from claimant import host_key
 from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys, subscriber
 from peers import Socket, scaled
 from test_cfengine import wait_for
@@ -403,3 +405,22 @@ def test_any_request_is_answered(handler: Handler, frames: list[bytes]) -> None:
     assert (status == b"200") == is_let_in and version == b"1.0"
     assert user == (ACCEPTED_KEY.hex().encode() if is_let_in else b"")
     fuzz.count(fuzz.ZAP_REQUESTS, f"answered {status.decode()}")
+
+
+def test_the_older_key_of_a_host_ends(tmp_path: Path) -> None:
+    """An hour after the newer one came; keys that were accepted by hand stay."""
+    directory = str(tmp_path / "keys")
+    make(directory)
+    mine = host_key("mine")
+    (tmp_path / "keys/trusted/host.pub").write_bytes(mine.pem)
+    older, newer, by_hand = (bytes([number]) * 32 for number in (1, 2, 3))
+    hour = 3_600_000_000
+    put(directory, "accepted", Held(older, "web1", "web1.key", mine.digest, rfc3339(8 * hour)), "older")
+    put(directory, "accepted", Held(newer, "web1", "web1~2.key", mine.digest, rfc3339(9 * hour)), "newer")
+    put(directory, "accepted", Held(by_hand, "web2", "web2.key"), "by hand")
+    keyring = Keyring(directory)
+    assert keyring.names() == {older: "web1", newer: "web1", by_hand: "web2"}
+    keyring.end_overlaps(10 * hour - 1)
+    assert keyring.names() == {older: "web1", newer: "web1", by_hand: "web2"}
+    keyring.end_overlaps(10 * hour)
+    assert keyring.names() == {newer: "web1", by_hand: "web2"} == Keyring(directory).names()
