@@ -49,10 +49,13 @@ class Case:
         self.held: Mapping[str, Sequence[Held]] = dict.fromkeys(FOLDERS, ())
         self.changes: Sequence[views.Row] = ()
         self.blind = ""
+
+    def look_up(self) -> None:
+        """What happened to its keys. Where no listener runs, whoever reads could leave files of SQLite behind."""
         view = views.load("key_changes", None)
-        given = views.values(view, {"node": node, "limit": MAX_ROWS}, {}, time.time_ns() // 1000)
+        given = views.values(view, {"node": self.node, "limit": MAX_ROWS}, {}, time.time_ns() // 1000)
         try:
-            self.changes = views.rows(config.store, view, given, Limits())
+            self.changes = views.rows(self.config.store, view, given, Limits())
         except (StoreUnavailable, views.Refused) as error:
             self.blind = str(error)
 
@@ -88,8 +91,9 @@ def _check(what: str, endpoint: str, wanted: str) -> None:
         raise Trouble(f"{what}: {error.strerror or error}", _START) from None
     if greeted is None:
         raise Trouble(f"{what}: accepts the connection, but is no ZeroMQ, or hangs", _OTHER)
-    if greeted.mechanism != wanted:
-        raise Trouble(f"{what}: wants {greeted.mechanism}, and by its settings {wanted}", _OTHER)
+    _, mechanism = greeted
+    if mechanism != wanted:
+        raise Trouble(f"{what}: wants {mechanism}, and by its settings {wanted}", _OTHER)
 
 
 _START = "`systemctl start cf-messaged`, and `journalctl -u cf-messaged` tells why it ended"
@@ -138,9 +142,11 @@ def _reached_at(host: str) -> str:
 
 
 def _keys(case: Case) -> str:
+    directory = case.directory
+    case.look_up()
     claimed = {row["key"] for row in case.changes}  # a rejected key has no name of its own
     case.held = {
-        state: [held for held in held_in(case.directory, state).values() if _is_of(held, case.node, claimed)]
+        state: [held for held in held_in(directory, state).values() if _is_of(held, case.node, claimed)]
         for state in FOLDERS
     }
     told = "; ".join(f"{state}: {_told(held)}" for state in FOLDERS for held in case.held[state])
@@ -149,7 +155,7 @@ def _keys(case: Case) -> str:
     for state in (WAITING, REVOKED, REJECTED):
         for held in case.held[state]:
             raise Trouble(told, _OF_STATES[state].format(key=held.key.hex(), node=case.node, host_key=held.host_key))
-    strangers = len(read_strangers(case.directory))
+    strangers = len(read_strangers(directory))
     raise Skipped(f"none is of {case.node}; {strangers} that knocked have no name: `cf-messaged keys list`")
 
 

@@ -123,7 +123,7 @@ def mechanism(address: str, deadline: float) -> str:
     where it hangs up before the peer does.
     """
     greeted = read_greeting(greeting(address, min(deadline, monotonic() + _GREETING_S)))
-    return str(greeted.mechanism) if greeted else ""
+    return greeted[1] if greeted else ""
 
 
 def greeting(address: str, until: float) -> bytes:

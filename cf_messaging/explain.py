@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .attributes import Curve
     from .keys import Pair
     from .link import Link
-    from .wire import Answer, Greeting
+    from .wire import Answer
 
 OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 _ON_HUB = "on the hub `cf-messaged explain NODE` tells more"
@@ -55,7 +55,7 @@ class Case:
 
     addresses: Sequence[str]
     address: str  # where somebody accepts connections
-    greeted: Greeting
+    mechanism: str  # that is wanted there
     server_key: bytes  # that the listener has
     row: dict[str, Any]  # what the listener tells of this node
 
@@ -135,8 +135,8 @@ def _greeted(case: Case) -> str:
     said = greeting(case.address, case.deadline)
     greeted = wire.read_greeting(said)
     if greeted:
-        case.greeted = greeted
-        return f"ZMTP {greeted.version[0]}.{greeted.version[1]}"
+        version, case.mechanism = greeted
+        return f"ZMTP {version}"
     if said.startswith(wire.SIGNATURE) and said[10:11] < b"\3":
         raise Trouble("it speaks a ZMTP before 3", "the peer needs libzmq 4.0 or newer, of 2013")
     if said:
@@ -151,7 +151,7 @@ _OTHER_PROGRAM = (
 
 
 def _secured(case: Case) -> str:
-    theirs, ours = case.greeted.mechanism, "CURVE" if case.curve else "NULL"
+    theirs, ours = case.mechanism, "CURVE" if case.curve else "NULL"
     if theirs == ours:
         return f"{ours}, on both sides"
     raise Trouble(f"it wants {theirs}, this node wants {ours}", _OF_MECHANISMS.get((theirs, ours), _NO_CF_MESSAGED))

@@ -225,16 +225,16 @@ def decode_answer(frame: bytes) -> Answer:
 # ---- the greeting of ZMTP 3, RFC 23, by which every ZeroMQ socket begins
 
 SIGNATURE, GREETING_BYTES = b"\xff" + bytes(8) + b"\x7f", 32  # as far as it is read here
-# version: a pair of numbers. mechanism: of security, "NULL", "CURVE" or another.
-Greeting = namedtuple("Greeting", "version mechanism")
 
 
-def read_greeting(said: bytes) -> Greeting | None:
-    """What a peer has said first; None if that is no greeting, or not all of one: an older one, say."""
+def read_greeting(said: bytes) -> tuple[str, str] | None:
+    """The version of ZMTP, "3.1", and the mechanism of security, "NULL", "CURVE" or another, of what a peer has said
+    first; None if that is no greeting, or not all of one: an older one, say.
+    """
     is_signed = said[:1] + said[9:10] == SIGNATURE[:1] + SIGNATURE[9:]
     if not is_signed or len(said) < GREETING_BYTES or said[10] < 3:
         return None
-    return Greeting((said[10], said[11]), said[12:GREETING_BYTES].rstrip(b"\0").decode("ascii", "replace"))
+    return f"{said[10]}.{said[11]}", said[12:GREETING_BYTES].rstrip(b"\0").decode("ascii", "replace")
 
 
 # ---- JSON that is read from others
