@@ -72,12 +72,14 @@ def export(directory: str, file: str | None) -> None:
     if file is None:
         click.echo(text, nl=False)
         return
-    with _in_words():
+    try:
         if os.path.exists(file) and not os.path.isfile(file):  # a pipe, a terminal
             Path(file).write_text(text)
             return
         Path(f"{file}.new").write_text(text)
         os.replace(f"{file}.new", file)  # nodes may read it at any moment
+    except OSError as error:
+        fail(f"{file}: {error.strerror}")
 
 
 @keys.command()

@@ -163,6 +163,8 @@ class Service:
         self._answer(self._views.serve(ready, now_us()))
         if self._desk:
             self._desk.serve(ready, self._store.id, now_us())
+        if self._key_log:
+            self._key_log.write()
         self._publishing.publish_news()
         self._sweeper.step(now_us(), len(taken))
         self._notifier.alive()
@@ -356,7 +358,6 @@ class Service:
         if self._guard.check():
             self._key_log.let_in(self._guard.names, now_us())
             self._publishing.check()
-        self._key_log.write()
 
     # ---- settings
 

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections import namedtuple
-from time import monotonic
 
 from . import keys, wire
 from .addresses import greeting, parse, resolve, why_unreachable
@@ -63,13 +62,13 @@ class Case:
         self.endpoint = endpoint
         self.curve = curve._replace(key_file=curve.key_file or own_key_file(None)) if curve else None
         self.node, self.is_named = node or os.uname().nodename, node is not None
-        self.deadline = monotonic() + timeout
+        self.deadline = time.monotonic() + timeout
         self.pair: Pair | None = None
         self._link: Link | None = None
 
     def until(self, parts: int) -> float:
         """When the first of so many parts of what is left of the time is over."""
-        now = monotonic()
+        now = time.monotonic()
         return now + max(0.0, self.deadline - now) / parts
 
     def talk(self, payloads: list[bytes]) -> Conversation:
@@ -141,7 +140,7 @@ def _greeted(case: Case) -> str:
         raise Trouble("it speaks a ZMTP before 3", "the peer needs libzmq 4.0 or newer, of 2013")
     if said:
         raise Trouble(f"it is no ZeroMQ: it says {shown(said)}", _OTHER_PROGRAM)
-    how = "says nothing" if monotonic() >= case.deadline else "hangs up"
+    how = "says nothing" if time.monotonic() >= case.deadline else "hangs up"
     raise Trouble(f"it accepts the connection and {how}: no ZeroMQ, or it hangs", _OTHER_PROGRAM)
 
 
@@ -333,7 +332,7 @@ def _mend(text: str, mends: dict[str, str]) -> str:
 
 
 def _passes(stage: Stage, case: Case) -> bool:
-    began, state, mend = monotonic(), OK, ""
+    began, state, mend = time.monotonic(), OK, ""
     try:
         text = stage.look(case)
     except Skipped as skipped:
@@ -346,7 +345,7 @@ def _passes(stage: Stage, case: Case) -> bool:
         state, text, mend = FAILED, str(without_zmq(error)), "install it"
     except OSError as error:
         state, text, mend = FAILED, f"this node: {error}", "look at this node first"
-    _tell(f"{stage.name:<11}{state:<8}{1000 * (monotonic() - began):>8.1f} ms  {text}")
+    _tell(f"{stage.name:<11}{state:<8}{1000 * (time.monotonic() - began):>8.1f} ms  {text}")
     if mend:
         _tell(f"what to do: {mend}")
     return state != FAILED

@@ -20,6 +20,7 @@ from cf_messaging.wire import STORED
 from listener import Listener, Node, accepted, cf_messaged, event, question
 from peers import Peer, Socket, refused_endpoint
 from postgres import Server
+from test_cfengine import wait_for
 from test_curve import body
 from test_enrolment import Host, Hub, host, hub  # noqa: F401 - fixtures
 from test_explain import LINE, MEND, Told, explain, held
@@ -160,6 +161,7 @@ def test_a_node_that_waits(start: Start, tmp_path: Path, host: MakeHost) -> None
     web1 = host("web1")
     both.hub.trust(web1)
     web1.run(both.hub)
+    wait_for(lambda: [row["what"] for row in both.hub.rows()] == ["waits"])
     key = public_key(str(web1.key_file)).hex()
     accept = f"cf-messaged keys accept {key} web1"
     both.of_node(web1).check_failed("enrolment", "an operator accepts each key", mend=accept)

@@ -230,7 +230,7 @@ def test_the_log_levels_off_beside_small_transactions(tmp_path: Path, monkeypatc
         for sequence in range(1, 2001):
             store.add([(event(sequence), NOW_US)])
             largest = max(largest, os.stat(f"{path}-wal").st_size)
-    assert largest < 3 * size
+    assert largest < 20 * size < 2000 * 20_000  # a checkpoint has its turn sooner or later
 
 
 def test_a_listener_keeps_what_it_should(start: Start, plain: zmq.Context[Socket], tmp_path: Path) -> None:  # noqa: F811

@@ -482,7 +482,7 @@ def test_no_deadline_is_of_the_wall_clock() -> None:
     assert not [ast.unparse(value) for value in deadlines if {"now"} & names_in(value)]
 
 
-KNOW_THE_TIME = ("information", "delivery")
+KNOW_THE_TIME = ("information", "delivery", "enrolment", "explain", "keys")
 CONVERSES = {"self._converse", "self._ask"}
 
 
