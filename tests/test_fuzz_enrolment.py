@@ -407,3 +407,12 @@ def test_any_answers(answers: tuple[bytes, bytes], lot: random.Random) -> None:
         assert not is_in or listens.says() == [CHALLENGED, ENROLLED]
         if each is None and answers[1] == wire.encode_answer(Answer(ID, "s", 0, ENROLLED)):
             assert is_in == (len(listens.heard) == 2)
+
+
+@pytest.mark.usefixtures("signing")
+@pytest.mark.xfail(strict=True, reason="a node signs whatever it is told for a challenge, and claims with it")
+@pytest.mark.parametrize("challenge", ["", "0" * 79 + "\n", "0" * 81, "0" * 2**20], ids=len)
+def test_what_is_no_challenge(challenge: str) -> None:
+    """It says so, and claims nothing: it is neither signed nor said, and it may be too large for that."""
+    listens = Listens([wire.encode_answer(Answer(ID, "s", 0, CHALLENGED, challenge=challenge))] * 2, None)
+    assert not enrols(listens) and len(listens.heard) == 1
