@@ -219,18 +219,20 @@ FUZZED = {  # and under python -O
     "frame sequences": 100_000,
     "events and answers": 280_000,
     "ZAP requests": 250_000,
+    "claims and answers to them": 300_000,
 }
 FUZZ_EXAMPLES = {  # of each test, to come to that
     "tests/test_fuzz_agent.py": 5_200,
     "tests/test_fuzz_peers.py": 4_500,
     "tests/test_fuzz_events.py": 4_000,
     "tests/test_keyring.py": 250_000,
+    "tests/test_fuzz_enrolment.py": 8_000,
 }
 COUNTED = re.compile(rf"^({'|'.join(FUZZED)}): ([0-9,]+)", re.MULTILINE)
 
 
 def fuzz() -> bool:
-    """Generated agent inputs, frame sequences of peers, and events and answers; what was really given is counted."""
+    """Generated agent inputs, frame sequences of peers, events, claims and answers; what was given is counted."""
     print("| Python | file | given | passed | failed | skipped |\n|" + "---|" * 6, flush=True)
     with tempfile.TemporaryDirectory(prefix="messages-fuzz-") as folder, ThreadPoolExecutor() as pool:
         _clone(Path(folder) / "project")
