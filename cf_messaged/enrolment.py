@@ -19,7 +19,7 @@ from cf_messaged.config import Config
 from cf_messaged.guard import Guard, key_of
 from cf_messaged.journal import ENROLLED, RENEWED, KeyChange
 from cf_messaged.key_log import KeyLog
-from cf_messaged.keyring import Held, Keyring, file_of
+from cf_messaged.keyring import MAX_NAME_BYTES, Held, Keyring, file_of
 from cf_messaged.names import KNOWN, REFUSED, WAITS, Decision, Rules, decide
 from cf_messaged.sockets import Frames, Socket, receive, send
 from cf_messaged.times import rfc3339
@@ -180,6 +180,7 @@ class Desk:
         if decision.what in (ENROLLED, RENEWED):
             name = file_of(claim.node, key, self._keyring.accepted())
             self._keyring.accept(Held(key, claim.node, name, claim.host_key, since), decision.gone)
+            self._guard.enrolled(key)
             self._log.changed(change)
         elif decision.what == WAITS:
             held = Held(key, claim.node, "", claim.host_key, since, decision.reason)
@@ -204,6 +205,8 @@ def _read(said: Event) -> tuple[Claim, bytes]:
         value = said.data.get(name)
         if not isinstance(value, str) or not re.fullmatch(form, value):
             raise Refused(f"'{name}' of the claim is {value!r:.100}")
+    if len(said.node) > MAX_NAME_BYTES:
+        raise Refused(f"the name has {len(said.node)} characters, where {MAX_NAME_BYTES} are allowed")
     told = {name: said.data[name] for name in _FORMS if name != "signature"}
     return Claim(node=said.node, **told), bytes.fromhex(said.data["signature"])
 

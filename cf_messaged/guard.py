@@ -88,6 +88,10 @@ class Guard:
         limit = f"node_{what}_a_second is {most / INTERVAL_S:.0f}"
         return Sender(name, f"{name} has said {most:.0f} {what} in a minute, and {limit}", wait_s)
 
+    def enrolled(self, key: bytes) -> None:
+        """That it was counts as its first word."""
+        self._heard_s[key] = time.monotonic()
+
     def silent_s(self, key: bytes) -> float:
         """How long ago something was said by it; infinite if not since the start."""
         return time.monotonic() - self._heard_s.get(key, -math.inf)

@@ -40,6 +40,7 @@ class HostKey(NamedTuple):
 
 def read_host_key(path: Path) -> HostKey:
     """Of a public key in PEM. Raises BadHostKey."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -48,7 +49,7 @@ def read_host_key(path: Path) -> HostKey:
             key = load_pem_public_key(file.read(MAX_FILE_BYTES))
     except OSError as error:
         raise BadHostKey(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (UnsupportedAlgorithm, ValueError):
         raise BadHostKey(f"{path} is no public key in PEM") from None
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
         raise BadHostKey(f"{path} is no RSA key of {MIN_BITS} bits or more")

@@ -41,6 +41,8 @@ FOLDERS = ACCEPTED, REVOKED, REJECTED, WAITING = "accepted", "revoked", "rejecte
 TRUSTED, TRUSTED_SUFFIX = "trusted", ".pub"
 UNTRUSTED = "untrusted"  # accepted, but by a host that is trusted no more
 LISTENER, NEXT_LISTENER, STRANGERS = f"listener{SUFFIX}", f"listener.next{SUFFIX}", "strangers.json"
+# Of a node, as files are named by it.
+MAX_NAME_BYTES = 200
 # That are noted; anybody can make up millions. The one that knocked longest ago is forgotten.
 MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
@@ -194,8 +196,8 @@ class Keyring:
         return key in self._revoked.held
 
     def trusted(self, host_key: str) -> HostKey | None:
-        """By its digest; None if it is not trusted, or its host was revoked."""
-        return None if host_key in self._barred else self._trusted.held.get(host_key)
+        """By its digest; None if it is not trusted, or its host was revoked, or while that cannot be told."""
+        return None if self._complaint or host_key in self._barred else self._trusted.held.get(host_key)
 
     def is_trusted(self, host_key: str) -> bool:
         return self.trusted(host_key) is not None
@@ -370,7 +372,9 @@ def listed(directory: str) -> list[dict[str, Any]]:
     """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
     known = {each.key: (state, each) for state in reversed(FOLDERS) for each in held_in(directory, state).values()}
     trusted = {"", *(host_key for host_key, _ in trusted_files(directory))}
-    known |= {key: (UNTRUSTED, held) for key, (state, held) in known.items() if held.host_key not in trusted}
+    for key, held in held_in(directory, ACCEPTED).items():
+        if held.host_key not in trusted:
+            known[key] = UNTRUSTED, held
     strangers = {stranger.key: stranger for stranger in read_strangers(directory)}
     rows = [_row(state, held, strangers.get(held.key)) for state, held in known.values()]
     unknown = [stranger for stranger in strangers.values() if stranger.key not in known]

@@ -11,7 +11,17 @@ from pathlib import Path
 import click
 
 from cf_messaged import keyring
-from cf_messaged.keyring import ACCEPTED, FOLDERS, LISTENER, NEXT_LISTENER, REJECTED, WAITING, Held, file_of
+from cf_messaged.keyring import (
+    ACCEPTED,
+    FOLDERS,
+    LISTENER,
+    MAX_NAME_BYTES,
+    NEXT_LISTENER,
+    REJECTED,
+    WAITING,
+    Held,
+    file_of,
+)
 from cf_messaged.shown import Shown, fail, terminal_width
 from cf_messaged.times import rfc3339
 from cf_messaging.keys import SUFFIX, BadKey, certificate, from_hex, make_pair, public_key
@@ -132,6 +142,8 @@ def accept(directory: str, key: str, node: str | None, replace: bool) -> None:
 def _checked(node: str) -> str:
     try:
         check_node(node)
+        if len(node) > MAX_NAME_BYTES:
+            raise ValueError(f"{MAX_NAME_BYTES} characters are allowed")
     except ValueError as error:
         fail(f"'{node}' is no node: {error}")
     return node

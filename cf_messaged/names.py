@@ -121,12 +121,20 @@ def overlapped(accepted: Sequence[Held], now_us: int) -> tuple[list[Held], float
     next_us = math.inf
     for of_host in (each for each in hosts.values() if len(each) > 1):
         newest = max(of_host, key=lambda held: held.since)
-        ends_us = microseconds(newest.since) + OVERLAP_S * 1_000_000 if newest.since else 0
+        ends_us = _since_us(newest) + OVERLAP_S * 1_000_000
         if ends_us <= now_us:
             over += [held for held in of_host if held is not newest]
         else:
             next_us = min(next_us, ends_us)
     return over, next_us
+
+
+def _since_us(held: Held) -> int:
+    """0 where its file tells no time."""
+    try:
+        return microseconds(held.since)
+    except ValueError:
+        return 0
 
 
 def _cloned(claim: Claim, last: Held, silent_s: float) -> str:

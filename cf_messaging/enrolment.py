@@ -5,6 +5,7 @@ it is let in, it renews its own key in the same way.
 from __future__ import annotations
 
 import os
+import re
 import time
 
 from . import keys, wire
@@ -113,6 +114,8 @@ def claim(
     talk: what is to be said, with the node and its curve, of which the pair is; what: wire.CHECK has no effect.
     """
     challenge = _ask(converse, office, talk, wire.HELLO, {}, until).challenge
+    if not re.fullmatch("[0-9a-f]{80}", challenge):
+        raise Failure(Reason.INVALID_REPLY, "its challenge is none: is this a cf-messaged?", office)
     [listener] = talk.curve.server_key
     try:
         host_key = digest(os.path.join(PPKEYS, "localhost.pub"))

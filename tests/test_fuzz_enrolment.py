@@ -410,7 +410,6 @@ def test_any_answers(answers: tuple[bytes, bytes], lot: random.Random) -> None:
 
 
 @pytest.mark.usefixtures("signing")
-@pytest.mark.xfail(strict=True, reason="a node signs whatever it is told for a challenge, and claims with it")
 @pytest.mark.parametrize("challenge", ["", "0" * 79 + "\n", "0" * 81, "0" * 2**20], ids=len)
 def test_what_is_no_challenge(challenge: str) -> None:
     """It says so, and claims nothing: it is neither signed nor said, and it may be too large for that."""
