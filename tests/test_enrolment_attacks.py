@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA512
 
 import test_keyring
 from agent import Run
+from bomber import SAID
 from cf_messaged.enrolment import VALID_S
 from cf_messaged.keyring import Held, Keyring, listed, make, put, write
 from cf_messaged.times import rfc3339
 from cf_messaged.visitors import MAX_SAID_BYTES
 from cf_messaging.keys import certificate, public_key, statement
 from cf_messaging.wire import (
+    CHALLENGED,
     CHECK,
     CLAIM,
     ENROL,
@@ -44,9 +47,10 @@ from cf_messaging.wire import (
     encode_event,
 )
 from claimant import Claimant, HostKey, claimant, host_key, said
+from forgers import forging
 from listener import Keys, Node, Teller, accepted, event, new_keys, question
 from peers import Socket, scaled
-from test_attacks import BYSTANDER, bystander, descriptors, stored
+from test_attacks import BYSTANDER, bystander, descriptors, say_each, stored
 from test_cfengine import wait_for
 from test_curve import body
 from test_enrolment import Host, host  # noqa: F401 - a fixture
@@ -144,9 +148,13 @@ def check(hub: Hub) -> None:
     """In the end: no bug, and what was told of keys that were turned away is, line by line, in the view."""
     assert [line for line in hub.listener.heard if "bug" in line or "Traceback" in line] == []
     rows = [row for row in hub.listener.view("key_changes") if row["what"] in ("refused", "clone", "waits")]
-    assert len(rows) == len(hub.lines())
+    assert {row["key"] for row in rows} == {key_of(line) for line in hub.lines()}
     for row in rows:
         assert [line for line in hub.lines(row["key"]) if f": {row['what']}: " in line and row["reason"] in line]
+
+
+def key_of(line: str) -> str:
+    return line.partition(", key ")[2][:64]
 
 
 @pytest.fixture
@@ -680,7 +688,7 @@ def test_more_than_a_claim_takes(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert is_hung_up_on(node, *[frame] * (4 * MAX_SAID_BYTES // len(frame)))
     while node.socket.poll(100):
         heard += 1
-        assert node.receive()[1].status == "challenged"
+        assert node.receive()[1].status == CHALLENGED
     assert heard * len(frame) < 2 * MAX_SAID_BYTES
     assert claimant(plain, hub.office, "web1", hub.server).challenge()
 
@@ -754,6 +762,29 @@ def test_who_comes_and_stays(opened: Open, plain: zmq.Context[Socket]) -> None:
     assert of(hub, plain, node).say(event(node="web2")).status == STORED
     wait_for(lambda: descriptors(hub) == before + 1)
     assert most > before + IDLE // 2
+
+
+FALSE_CLAIMS = 1500
+
+
+def test_a_flood_of_false_claims(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """From many addresses: of twenty nodes that have enrolled nothing is refused or lost, and the log tells of some
+    claims alone.
+    """
+    names = [f"web{number}" for number in range(20)]
+    nodes = [of(hub, plain, enrolled(hub, plain, name)) for name in names]
+    answers: list[Answer] = []
+    with nobody_new(hub), forging(hub.office, hub.server, host_key("web0").digest) as told:
+        for number in count(1):
+            answers += say_each(nodes, number)
+            if told[SAID] > FALSE_CLAIMS:
+                break
+        answers += say_each(nodes, number + 1)
+    assert {answer.status for answer in answers} == {STORED}
+    counted = select(hub.listener, "SELECT events FROM nodes WHERE node LIKE 'web%'")
+    assert counted == [(number + 1,)] * 20
+    assert set(told) <= {SAID, CHALLENGED, REFUSED, LATER} and told[REFUSED] > FALSE_CLAIMS / 2
+    assert len(hub.lines()) < told[REFUSED] / 2
 
 
 # ---- what is no enrolment, and where none is
