@@ -64,7 +64,7 @@ def conversation(agent: Agent, listener: Listener, curve: str) -> str:
     "{NAME}" information => "static", {at["request"]} node => "{NODE}", payload => "{PAYLOAD}";
     "pushed" information => "state", pattern => "push", {at["push"]} node => "{NODE}", payload => "{PAYLOAD}";
     "published" information => "state", pattern => "publish", {at["publish"]} node => "{NODE}", payload => "{PAYLOAD}";
-    "asked" view => "latest", {at["request"]} node => "{NODE}", file => "{file}-view";
+    "asked" view => "latest", {at["request"]} node => "{NODE}", file => "{file}-view", timeout => "60";
     "heard" pattern => "subscribe", {at["subscribe"]} topic => "static/{NAME}/", file => "{file}-heard";
 """
 
