@@ -48,6 +48,7 @@ class Guard:
         self._events, self._bytes = Budget(0), Budget(0)
         self._hung_up_s: dict[int, float] = {}  # by descriptor
         self._heard_s: dict[bytes, float] = {}  # by key
+        self._started_s = time.monotonic()
         self.settle(config)
 
     def settle(self, config: Config) -> None:
@@ -93,8 +94,8 @@ class Guard:
         self._heard_s[key] = time.monotonic()
 
     def silent_s(self, key: bytes) -> float:
-        """How long ago something was said by it; infinite if not since the start."""
-        return time.monotonic() - self._heard_s.get(key, -math.inf)
+        """How long ago something was said by it, as far as that is known: it may have been just before the start."""
+        return time.monotonic() - self._heard_s.get(key, self._started_s)
 
     @property
     def names(self) -> Mapping[bytes, str]:

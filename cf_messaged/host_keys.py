@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
-MAX_FILE_BYTES = 65536
+from cf_messaging.keys import BadKey, contents
+
 MIN_BITS = 2048  # what cf-key makes
 
 
@@ -45,10 +45,11 @@ def read_host_key(path: Path) -> HostKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            key = load_pem_public_key(file.read(MAX_FILE_BYTES))
+        key = load_pem_public_key(contents(str(path)))
     except OSError as error:
         raise BadHostKey(f"{path} cannot be read: {error.strerror}") from None
+    except BadKey as error:
+        raise BadHostKey(str(error)) from None
     except (UnsupportedAlgorithm, ValueError):
         raise BadHostKey(f"{path} is no public key in PEM") from None
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -219,12 +220,14 @@ class Keyring:
             self._accepted.held = {**kept, new.key: new}
             self._names = self._let_in()
 
-    def end_overlaps(self, now_us: int) -> None:
-        """Let the older key of a host in no more, once the newer one is there for long enough. Raises OSError."""
+    def end_overlaps(self, now_us: int, heard_s: Callable[[bytes], float]) -> None:
+        """Let the older key of a host in no more, once the newer one is there for long enough. heard_s: how long ago
+        something was said by a key. Raises OSError.
+        """
         if now_us < self._overlap_ends_us:
             return
         with self._turn:
-            over, self._overlap_ends_us = overlapped(self.accepted(), now_us)
+            over, self._overlap_ends_us = overlapped(self.accepted(), now_us, heard_s)
             for held in over:
                 (self._accepted.path / held.file).unlink(missing_ok=True)
             self._accepted.held = {key: held for key, held in self._accepted.held.items() if held not in over}
@@ -335,8 +338,9 @@ def put(directory: str, state: str, held: Held, about: str) -> None:
 def accept(directory: str, held: Held) -> None:
     """Raises OSError."""
     put(directory, ACCEPTED, held._replace(reason=""), f"Accepted as {held.node}")
-    for waiting in [each for each in held_in(directory, WAITING).values() if each.key == held.key]:
-        os.unlink(Path(directory) / WAITING / waiting.file)
+    with suppress(OSError):  # it is let in, also if it is listed as one that waits
+        for waiting in [each for each in held_in(directory, WAITING).values() if each.key == held.key]:
+            os.unlink(Path(directory) / WAITING / waiting.file)
 
 
 def revoke(directory: str, held: Held, bars_host: bool = False) -> None:

@@ -23,6 +23,7 @@ KNOWN, WAITS, CLONE, REFUSED = "known", "waits", "clone", "refused"  # or ENROLL
 LIVE_S = 900.0
 # For so long a host has its older key too: agents that run while it is renewed speak by that.
 OVERLAP_S = 3600
+AGAIN_US = 60_000_000
 
 
 class Rules(NamedTuple):
@@ -111,8 +112,10 @@ def _of_keys(claim: Claim, accepted: Sequence[Held], known: Known, heard_s: Call
     return Decision(ENROLLED, gone=gone)
 
 
-def overlapped(accepted: Sequence[Held], now_us: int) -> tuple[list[Held], float]:
-    """Older keys of hosts whose time is over, and when that of the next one is; UTC microseconds."""
+def overlapped(accepted: Sequence[Held], now_us: int, heard_s: Callable[[bytes], float]) -> tuple[list[Held], float]:
+    """Older keys of hosts whose time is over, and when that of the next one is, or may be; UTC microseconds. One that
+    goes on to speak stays: the newer one may be a clone's.
+    """
     hosts: dict[str, list[Held]] = {}
     for held in accepted:
         if held.host_key:
@@ -122,10 +125,11 @@ def overlapped(accepted: Sequence[Held], now_us: int) -> tuple[list[Held], float
     for of_host in (each for each in hosts.values() if len(each) > 1):
         newest = max(of_host, key=lambda held: held.since)
         ends_us = _since_us(newest) + OVERLAP_S * 1_000_000
-        if ends_us <= now_us:
-            over += [held for held in of_host if held is not newest]
-        else:
-            next_us = min(next_us, ends_us)
+        older = [held for held in of_host if held is not newest]
+        silent = [held for held in older if ends_us <= now_us and heard_s(held.key) >= LIVE_S]
+        over += silent
+        if silent != older:
+            next_us = min(next_us, max(ends_us, now_us + AGAIN_US))
     return over, next_us
 
 
@@ -140,5 +144,6 @@ def _since_us(held: Held) -> int:
 def _cloned(claim: Claim, last: Held, silent_s: float) -> str:
     return (
         f"{claim.node} has spoken with another CURVE key {silent_s:.0f} s ago, {last.key.hex()}: another machine has"
-        f" the same host key, {claim.host_key}; or if that key is lost, it is let in {LIVE_S / 60:.0f} minutes later"
+        f" the same host key, {claim.host_key}; or if that key is lost, or the listener was started just then, it is"
+        f" let in {LIVE_S / 60:.0f} minutes later"
     )

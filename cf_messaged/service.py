@@ -354,7 +354,7 @@ class Service:
         if not (self._keyring and self._guard and self._key_log):
             return
         with suppress(OSError):  # of a folder that is away, which the guard tells
-            self._keyring.end_overlaps(now_us())
+            self._keyring.end_overlaps(now_us(), self._guard.silent_s)
         if self._guard.check():
             self._key_log.let_in(self._guard.names, now_us())
             self._publishing.check()

@@ -22,6 +22,7 @@ MAX_SAID_BYTES = 64 * 1024
 MAX_STAY_S = 30.0
 # How often they are looked at while there are some.
 LOOK_S = 0.1
+REST = 20  # times as long as it took: of thousands, that is some time
 # tcpi_bytes_received of struct tcp_info, Linux 4.1 and newer.
 _BYTES_RECEIVED = struct.Struct("=Q")
 _BYTES_RECEIVED_AT = 128
@@ -42,7 +43,7 @@ class Visitors:
         self._visited = visited
         self.monitor: Socket = visited.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._there: dict[int, _Visitor] = {}  # by descriptor
-        self._looked_s = 0.0
+        self._look_s = 0.0  # when they are looked at again
 
     @property
     def poll_s(self) -> float | None:
@@ -53,15 +54,16 @@ class Visitors:
         if self.monitor in ready:
             self._hear()
         now_s = time.monotonic()
-        if not self._there or now_s - self._looked_s < LOOK_S:
+        if not self._there or now_s < self._look_s:
             return
-        self._looked_s = now_s
         for descriptor, visitor in list(self._there.items()):
             if inode_of(descriptor) != visitor.inode:
                 del self._there[descriptor]
             elif now_s - visitor.since_s > MAX_STAY_S or _said_bytes(descriptor) > MAX_SAID_BYTES:
                 del self._there[descriptor]
                 _hang_up(descriptor)
+        ended_s = time.monotonic()
+        self._look_s = ended_s + max(LOOK_S, REST * (ended_s - now_s))
 
     def _hear(self) -> None:
         with suppress(zmq.Again):

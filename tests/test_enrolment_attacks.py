@@ -909,7 +909,7 @@ def test_a_certificate_with_another_time(tmp_path: Path) -> None:
         put(str(tmp_path), "accepted", Held(bytes([number]) * 32, "web1", f"web1~{number}.key", "SHA=0", since), "x")
     keyring = Keyring(str(tmp_path))
     keyring.names()
-    keyring.end_overlaps(10**15)
+    keyring.end_overlaps(10**15, lambda key: 0)
 
 
 @pytest.mark.parametrize(("size", "status"), [(200, ENROLLED), (201, REFUSED), (253, REFUSED)])

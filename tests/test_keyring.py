@@ -407,8 +407,12 @@ def test_any_request_is_answered(handler: Handler, frames: list[bytes]) -> None:
     fuzz.count(fuzz.ZAP_REQUESTS, f"answered {status.decode()}")
 
 
+def never_heard(key: bytes) -> float:
+    return math.inf
+
+
 def test_the_older_key_of_a_host_ends(tmp_path: Path) -> None:
-    """An hour after the newer one came; keys that were accepted by hand stay."""
+    """An hour after the newer one came, unless it goes on to speak; keys that were accepted by hand stay."""
     directory = str(tmp_path / "keys")
     make(directory)
     mine = host_key("mine")
@@ -420,7 +424,9 @@ def test_the_older_key_of_a_host_ends(tmp_path: Path) -> None:
     put(directory, "accepted", Held(by_hand, "web2", "web2.key"), "by hand")
     keyring = Keyring(directory)
     assert keyring.names() == {older: "web1", newer: "web1", by_hand: "web2"}
-    keyring.end_overlaps(10 * hour - 1)
+    keyring.end_overlaps(10 * hour - 1, never_heard)
     assert keyring.names() == {older: "web1", newer: "web1", by_hand: "web2"}
-    keyring.end_overlaps(10 * hour)
+    keyring.end_overlaps(10 * hour, lambda key: 60)
+    assert keyring.names() == {older: "web1", newer: "web1", by_hand: "web2"}
+    keyring.end_overlaps(10 * hour + 60_000_000, never_heard)
     assert keyring.names() == {newer: "web1", by_hand: "web2"} == Keyring(directory).names()
