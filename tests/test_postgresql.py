@@ -584,9 +584,10 @@ def test_a_listener_whose_server_is_away(server: Server, start: Start, plain: zm
     assert set(published) <= {event(1).id}
     assert node.ask("nodes").rows[0]["events"] == 2
     assert listener.end() == 0
-    comes_back = ("starting up", "not yet accepting")  # as it says for some time, or not
-    complaints = [line for line in listener.heard if "error: " in line and not any(map(line.__contains__, comes_back))]
-    assert len(complaints) == 2 and "nothing can be stored" in "".join(complaints), complaints
+    errors = [line for line in listener.heard if "error: " in line]
+    assert len([line for line in errors if "nothing can be stored" in line]) == 1, errors
+    # A server that goes and comes says in several ways that it is not there.
+    assert len(set(errors)) == len(errors) <= 6, errors
 
 
 def test_the_commands(shared: str, stores: Callable[[], Kept], tmp_path: Path) -> None:
