@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -240,7 +241,7 @@ def test_a_challenge_that_is_too_old(opened: Open, plain: zmq.Context[Socket]) -
     hub.trust(node.host)
     data = node.host.signed(node.made())
     assert node.tell(data, CHECK).status == ENROLLED
-    wait_for(lambda: bool(node.tell(data, CHECK).status == REFUSED))
+    sleep(6)  # asking again and again would use up what may be said in a connection
     with nobody_new(hub):
         check_refused(hub, node, node.tell(data), "the challenge is older than 5 s")
     assert node.claim().status == ENROLLED
