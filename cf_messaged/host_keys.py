@@ -24,7 +24,7 @@ class HostKey(NamedTuple):
 
     def has_signed(self, text: bytes, signature: bytes) -> bool:
         """RSASSA-PKCS1-v1_5 with SHA-256."""
-        # Imported where it is needed: it takes 20 MB, and most commands read no host key.
+        # Imported where it is needed: it takes 8 MB, and most commands read no host key.
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers

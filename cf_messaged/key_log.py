@@ -36,18 +36,18 @@ class KeyLog:
         if change.what in IN:
             self._names[change.key] = change.node
 
-    def refused(self, change: KeyChange, level: int = logging.WARNING) -> None:
+    def refused(self, change: KeyChange) -> None:
         """By anybody, at any rate: no more of them than of other lines that others can cause."""
-        if self._complaints.say(change.address, _line(change), level) and self._is_new(change):
+        if self._complaints.say(change.address, _line(change)) and self._is_new(change):
             self._waiting.append(change)
 
     def let_in(self, names: Mapping[bytes, str], now_us: int) -> None:
         """Who is let in now, whoever has changed that."""
         now = {key.hex(): node for key, node in names.items()}
         for key in self._names.keys() - now.keys():
-            self.changed(KeyChange(now_us, LET_OUT, self._names[key], key, "", "", ""))
+            self.changed(KeyChange(now_us, LET_OUT, self._names[key], key))
         for key in now.keys() - self._names.keys():
-            self.changed(KeyChange(now_us, LET_IN, now[key], key, "", "", ""))
+            self.changed(KeyChange(now_us, LET_IN, now[key], key))
         self._names = now
 
     def write(self) -> None:

@@ -214,10 +214,8 @@ class Keyring:
         """Let one in, and others in no more; it counts at once. Raises OSError."""
         with self._turn:
             accept(self.directory, new)
-            for held in gone:
-                (self._accepted.path / held.file).unlink(missing_ok=True)
-            kept = {key: held for key, held in self._accepted.held.items() if held not in gone}
-            self._accepted.held = {**kept, new.key: new}
+            self._remove(gone)
+            self._accepted.held = {**self._accepted.held, new.key: new}
             self._names = self._let_in()
 
     def end_overlaps(self, now_us: int, heard_s: Callable[[bytes], float]) -> None:
@@ -228,11 +226,14 @@ class Keyring:
             return
         with self._turn:
             over, self._overlap_ends_us = overlapped(self.accepted(), now_us, heard_s)
-            for held in over:
-                (self._accepted.path / held.file).unlink(missing_ok=True)
-            self._accepted.held = {key: held for key, held in self._accepted.held.items() if held not in over}
             if over:
+                self._remove(over)
                 self._names = self._let_in()
+
+    def _remove(self, gone: Sequence[Held]) -> None:
+        for held in gone:
+            (self._accepted.path / held.file).unlink(missing_ok=True)
+        self._accepted.held = {key: held for key, held in self._accepted.held.items() if held not in gone}
 
     def wait(self, new: Held) -> bool:
         """Let an operator see who waits, one of each host; whether he could not see it before. Raises OSError."""
@@ -339,8 +340,14 @@ def accept(directory: str, held: Held) -> None:
     """Raises OSError."""
     put(directory, ACCEPTED, held._replace(reason=""), f"Accepted as {held.node}")
     with suppress(OSError):  # it is let in, also if it is listed as one that waits
-        for waiting in [each for each in held_in(directory, WAITING).values() if each.key == held.key]:
-            os.unlink(Path(directory) / WAITING / waiting.file)
+        wait_no_more(directory, held.key)
+
+
+def wait_no_more(directory: str, key: bytes) -> None:
+    """Raises OSError."""
+    waiting = held_in(directory, WAITING).get(key)
+    if waiting:
+        os.unlink(Path(directory) / WAITING / waiting.file)
 
 
 def revoke(directory: str, held: Held, bars_host: bool = False) -> None:
@@ -359,17 +366,17 @@ def held_in(directory: str, state: str) -> Mapping[bytes, Held]:
     return folder.held
 
 
-def next_key(directory: str) -> list[bytes]:
-    """Of the listener, while its own is to be replaced. Raises BadKey."""
-    path = os.path.join(directory, NEXT_LISTENER)
-    return [public_key(path)] if os.path.lexists(path) else []
-
-
 def trusted_files(directory: str) -> list[tuple[str, str]]:
     """Of each host that is trusted, the digest of its key, and the name of the file. Raises OSError."""
-    folder = Folder(Path(directory) / TRUSTED, TRUSTED_SUFFIX, lambda path: _read_trusted(path) and (path.name, path))
+    folder = Folder(Path(directory) / TRUSTED, TRUSTED_SUFFIX, _read_named)
     folder.read()
-    return [(read_host_key(path).digest, name) for name, path in sorted(folder.held.items())]
+    return [(host_key, name) for name, host_key in sorted(folder.held.items())]
+
+
+def _read_named(path: Path) -> tuple[str, str] | None:
+    """The file, and the digest."""
+    found = _read_trusted(path)
+    return found and (path.name, found[0])
 
 
 def listed(directory: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def trusted(directory: str) -> None:
 @click.pass_obj
 def show(directory: str) -> None:
     """Tell the listener's own key, as policy wants it in `server_key`."""
-    click.echo(_own(directory)[0].hex())
+    click.echo(_own(directory).hex())
 
 
 @keys.command()
@@ -78,7 +78,9 @@ def show(directory: str) -> None:
 @click.pass_obj
 def export(directory: str, file: str | None) -> None:
     """Write the listener's certificate to FILE, for `server_key` and for other programs of ZeroMQ, or show it."""
-    text = certificate(_own(directory), "The key of a cf-messaged")
+    next_path = os.path.join(directory, NEXT_LISTENER)
+    coming = [_made(next_path)] if os.path.lexists(next_path) else []
+    text = certificate([_own(directory), *coming], "The key of a cf-messaged")
     if file is None:
         click.echo(text, nl=False)
         return
@@ -104,11 +106,12 @@ def renew(directory: str, now: bool) -> None:
     if now:
         if not os.path.lexists(next_path):
             fail("there is no next key: `cf-messaged keys renew` makes one")
+        key = _made(next_path)
         with _in_words():
             os.replace(next_path, path)
-        click.echo(f"{public_key(path).hex()} is the key from the next start on: restart the listener")
+        click.echo(f"{key.hex()} is the key from the next start on: restart the listener")
         return
-    click.echo(f"{_made(next_path).hex()} is the next key: give it to nodes beside {_own(directory)[0].hex()}")
+    click.echo(f"{_made(next_path).hex()} is the next key: give it to nodes beside {_own(directory).hex()}")
 
 
 @keys.command()
@@ -170,11 +173,9 @@ def reject(directory: str, key: str) -> None:
     if found in _held(directory, ACCEPTED):
         fail(f"{found.hex()} is accepted: `cf-messaged keys revoke` it")
     name = f"rejected~{found.hex()}{SUFFIX}"
-    waiting = _held(directory, WAITING).get(found)
     with _in_words():
         keyring.write(Path(directory) / REJECTED / name, certificate(found, "Rejected"))
-        if waiting:
-            os.unlink(Path(directory) / WAITING / waiting.file)
+        keyring.wait_no_more(directory, found)
     click.echo(f"rejected {found.hex()}")
 
 
@@ -218,13 +219,12 @@ def _held(directory: str, state: str) -> Mapping[bytes, Held]:
         return keyring.held_in(directory, state)
 
 
-def _own(directory: str) -> list[bytes]:
-    """The listener's, which is made if there is none; and the next one, if there is one."""
-    own = [_made(os.path.join(directory, LISTENER))]
-    return [*own, *keyring.next_key(directory)]
+def _own(directory: str) -> bytes:
+    return _made(os.path.join(directory, LISTENER))
 
 
 def _made(path: str) -> bytes:
+    """The key in the listener's file, which is made if there is none."""
     try:
         if not os.path.lexists(path):
             import zmq

@@ -64,7 +64,7 @@ def decide(claim: Claim, known: Known, rules: Rules, heard_s: Callable[[bytes], 
         return _of_known(claim, same)
     if rules.names == LISTED and rules.listed.get(claim.node) != claim.host_key:
         return Decision(REFUSED, _not_listed(claim, rules.listed.get(claim.node)))
-    return _of_name(claim, accepted, known, rules) or _of_keys(claim, accepted, known, heard_s)
+    return _of_name(claim, accepted, known, rules) or _of_keys(claim, accepted, heard_s)
 
 
 def _of_known(claim: Claim, same: Held) -> Decision:
@@ -95,7 +95,7 @@ def _of_name(claim: Claim, accepted: Sequence[Held], known: Known, rules: Rules)
     return None
 
 
-def _of_keys(claim: Claim, accepted: Sequence[Held], known: Known, heard_s: Callable[[bytes], float]) -> Decision:
+def _of_keys(claim: Claim, accepted: Sequence[Held], heard_s: Callable[[bytes], float]) -> Decision:
     """One more key of a host under the name that is its own."""
     of_name = sorted((held for held in accepted if held.node == claim.node), key=lambda held: held.since)
     own = [held for held in of_name if held.host_key == claim.host_key]
