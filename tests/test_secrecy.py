@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import zmq
@@ -20,8 +22,20 @@ from test_cfengine import wait_for
 from test_service import Start, start  # noqa: F401 - a fixture
 
 ETH_P_ALL = 3
-NAME, PAYLOAD, NODE = "name-that-nobody-sees", "payload-that-nobody-sees", "node-that-nobody-sees"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="to see the packets of a machine one must be root")
+
+
+class Words(NamedTuple):
+    """What is said, and found nowhere else: other tests speak on the loopback interface at the same time."""
+
+    name: str
+    payload: str
+    node: str
+
+
+def words() -> Words:
+    mark = uuid.uuid4().hex
+    return Words(f"name_{mark}", f"payload-{mark}", f"node-{mark}")
 
 
 class Capture:
@@ -48,24 +62,25 @@ class Capture:
 @contextmanager
 def capturing() -> Iterator[Capture]:
     """Ends with a packet of its own: when that is seen, all before it are."""
-    capture = Capture()
+    capture, end = Capture(), uuid.uuid4().bytes
     yield capture
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-        last.sendto(b"the end of what is captured", ("127.0.0.1", 9))
-    wait_for(lambda: capture.seen(b"the end of what is captured") != [])
+        last.sendto(end, ("127.0.0.1", 9))
+    wait_for(lambda: capture.seen(end) != [])
 
 
-def conversation(agent: Agent, listener: Listener, curve: str) -> str:
+def conversation(agent: Agent, listener: Listener, said: Words, curve: str) -> str:
     """Promises that speak with a listener in every way."""
     at = {role: f'endpoint => "{endpoint}", {curve}' for role, endpoint in listener.endpoints.items()}
     file = agent.root / "heard"
+    says = f'node => "{said.node}", payload => "{said.payload}"'
     return f"""
   messages:
-    "{NAME}" information => "static", {at["request"]} node => "{NODE}", payload => "{PAYLOAD}";
-    "pushed" information => "state", pattern => "push", {at["push"]} node => "{NODE}", payload => "{PAYLOAD}";
-    "published" information => "state", pattern => "publish", {at["publish"]} node => "{NODE}", payload => "{PAYLOAD}";
-    "asked" view => "latest", {at["request"]} node => "{NODE}", file => "{file}-view", timeout => "60";
-    "heard" pattern => "subscribe", {at["subscribe"]} topic => "static/{NAME}/", file => "{file}-heard";
+    "{said.name}" information => "static", {at["request"]} {says};
+    "pushed" information => "state", pattern => "push", {at["push"]} {says};
+    "published" information => "state", pattern => "publish", {at["publish"]} {says};
+    "asked" view => "latest", {at["request"]} node => "{said.node}", file => "{file}-view", timeout => "60";
+    "heard" pattern => "subscribe", {at["subscribe"]} topic => "static/{said.name}/", file => "{file}-heard";
 """
 
 
@@ -77,20 +92,20 @@ def test_nobody_on_the_network_sees_what_is_said(
     is_secured: bool,
 ) -> None:
     """No payload, name, node or secret key; without keys all but the keys is there, so it would have been seen."""
-    directory = tmp_path / "keys"
+    said, directory = words(), tmp_path / "keys"
     (tmp_path / "settings.toml").write_text('[[rights]]\nnodes = ["*"]\nsubscribe = ["static/*"]\n')
     options = ["--config", str(tmp_path / "settings.toml"), *(["--keys-dir", str(directory)] if is_secured else [])]
     listener = start(*options)
     own = own_pair(str(agent.work / "state/messages/node.key"), zmq.curve_keypair)
     secrets, curve = [own.secret], ""
     if is_secured:
-        write(directory / f"accepted/{NODE}.key", certificate(own.public))
+        write(directory / f"accepted/{said.node}.key", certificate(own.public))
         secrets.append(own_pair(str(directory / "listener.key"), zmq.curve_keypair).secret)
         curve = f'curve => \'{{ "server_key": "{public_key(str(directory / "listener.key")).hex()}" }}\','
     with capturing() as capture:
-        run = agent.run(conversation(agent, listener, curve))
+        run = agent.run(conversation(agent, listener, said, curve))
     told = {"pushed_sent", "published_sent", "asked_received", "heard_received"}
-    assert told | {f"{NAME.replace('-', '_')}_delivered"} <= run.classes
-    said = [text.encode() for text in (NAME, PAYLOAD, NODE)]
-    assert capture.seen(*said) == ([] if is_secured else said)
+    assert told | {f"{said.name}_delivered"} <= run.classes
+    clear = [text.encode() for text in said]
+    assert capture.seen(*clear) == ([] if is_secured else clear)
     assert capture.seen(*secrets, *(secret.hex().encode() for secret in secrets)) == []
