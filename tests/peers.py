@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
@@ -441,10 +442,16 @@ def resolves(name: str) -> bool:
         return False
 
 
-def free_endpoint() -> str:
-    """For the other side to bind. Somebody may take it first, so prefer an ipc:// endpoint below tmp_path."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+_asked = itertools.count()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """For another side to bind. Nobody takes it first: below the ephemeral ones, and each process begins elsewhere."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        port = 2_000 + (100 * os.getpid() + next(_asked)) % 30_000
+        with suppress(OSError), socket.create_server((host, port), family=family):
+            return port
 
 
 if __name__ == "__main__":

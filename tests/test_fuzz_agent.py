@@ -35,7 +35,7 @@ from cf_messaging.promise import MessagesPromise
 from cfengine import PromiseModule
 from demo import REPOSITORY
 from neighbours import NEIGHBOURS, Neighbours
-from peers import free_endpoint, in_time, refused_endpoint, scaled
+from peers import free_port, in_time, refused_endpoint, scaled
 from test_attributes import ALLOWED_WITH, INVALID, KEY, NEEDED, anything, names
 from test_cfengine import HEADER, TERMINATE, Answer, Ended, assert_clean_failure, evaluate, read_answers, validate
 from test_cfengine_fuzz import Speaks, any_text, json_values
@@ -70,8 +70,8 @@ def nobody_in(folder: Path) -> dict[str, str]:
         "<bytes>": f"ipc://{folder}/\udcff",
         "<mine>": f"ipc://{folder}/mine",
         "<abstract>": f"ipc://@messages-{os.getpid()}",
-        "<my port>": free_endpoint(),
-        "<any host>": free_endpoint().replace("127.0.0.1", "*"),
+        "<my port>": f"tcp://127.0.0.1:{free_port()}",
+        "<any host>": f"tcp://*:{free_port()}",
     }
 
 

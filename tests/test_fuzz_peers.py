@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import count, zip_longest
+from itertools import zip_longest
 from time import monotonic, sleep
 from typing import NamedTuple
 from unittest.mock import patch
@@ -34,7 +34,7 @@ from cf_messaging.link import Link
 from cf_messaging.outcomes import Failure, Reason
 from cf_messaging.patterns import PATTERNS, Conversation
 from cf_messaging.wire import MAX_PAYLOAD_BYTES
-from peers import Context, Socket, bound, in_time, scaled
+from peers import Context, Socket, bound, free_port, in_time, scaled
 from test_exchange import in_background, talk
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")]
@@ -240,17 +240,11 @@ def receive(listener: socket.socket, wire: Wire, callers: list[socket.socket]) -
         speak([caller], [wire])
 
 
-_serial = count()
-
-
 def own_endpoint() -> str:
-    """An endpoint to bind that nobody takes meanwhile: each process has an address, ports are below the ephemeral."""
+    """An endpoint to bind that nobody takes meanwhile: each process has an address of its own."""
     pid = os.getpid()
     host = f"127.{64 + pid % 128}.{pid // 128 % 256}.1"
-    while True:
-        port = 2_000 + next(_serial) % 30_000
-        with suppress(OSError), socket.create_server((host, port)):
-            return f"tcp://{host}:{port}"
+    return f"tcp://{host}:{free_port(host)}"
 
 
 # ---- by hand: sound

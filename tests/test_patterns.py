@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 import zmq
 
 from agent import Agent, Run, agent_version, quoted
-from peers import Peer, refused_endpoint, resolves, scaled
+from peers import Peer, free_port, refused_endpoint, resolves, scaled
 
 StartPeer = Callable[..., Peer]
 
@@ -834,7 +833,7 @@ def test_a_silent_endpoint_before_a_live_one(agent: Agent, peer: StartPeer) -> N
 
 def test_endpoints_of_every_kind(agent: Agent, peer: StartPeer, tmp_path: Path) -> None:
     """ipc paths, abstract ones and IPv6; connecting and binding."""
-    ports = [free_port(family) for family in (socket.AF_INET6, socket.AF_INET)]
+    ports = [free_port(host) for host in ("::1", "127.0.0.1")]
     abstract = f"ipc://@messages-test-{os.getpid()}"
     servers = {"ipc": f"ipc://{tmp_path}/ipc", "abstract": abstract, "v6": "tcp://[::1]:*"}
     where = {name: peer("rep", "--bind", endpoint).endpoint for name, endpoint in servers.items()}
@@ -861,12 +860,6 @@ def test_an_endpoint_by_name(agent: Agent, peer: StartPeer) -> None:
     endpoint = peer("rep").endpoint.replace("127.0.0.1", "localhost")
     run = agent.run(messages(promise("x", "request", endpoint=endpoint, payload="?", expect="[?]")))
     assert run.classes == seen("x", "kept", "delivered")
-
-
-def free_port(family: socket.AddressFamily) -> int:
-    with socket.socket(family) as free:
-        free.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_the_promiser_is_an_endpoint(agent: Agent, peer: StartPeer) -> None:
