@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
 from cf_messaging.wire import MAX_ANSWER_BYTES, Event
+
+if TYPE_CHECKING:
+    from cf_messaged.postgresql import PostgreSQL
+    from cf_messaged.sqlite import SQLite
 
 ALLOWED = "sqlite:///PATH, of an absolute path sqlite:////PATH, or postgresql://[USER@]HOST[:PORT]/DATABASE"
 # A view's rows are a part of its answer; the rest, its name among it, is far smaller than this.
@@ -106,17 +110,26 @@ class Database(Protocol):
 
 def database(url: str) -> Database:
     """Of a store's URL. Raises ValueError, which says what is allowed."""
-    from cf_messaged import postgresql, sqlite
-
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
         told = "what is there" if "@" in url or "=" in url else f"'{url:.100}'"  # there may be a password in it
         raise ValueError(f"store: {told} is no URL; allowed is {ALLOWED}") from None
-    for kind in (sqlite.SQLite, postgresql.PostgreSQL):
-        if kind.takes(parsed):
-            return kind(parsed)
-    raise ValueError(f"store: {without_password(parsed)} cannot be used; allowed is {ALLOWED}")
+    kind = _kind(parsed.drivername)
+    if not kind.takes(parsed):
+        raise ValueError(f"store: {without_password(parsed)} cannot be used; allowed is {ALLOWED}")
+    return kind(parsed)
+
+
+def _kind(driver: str) -> type[SQLite | PostgreSQL]:
+    """Loaded only where it is used: the driver of PostgreSQL takes longer than all of SQLite."""
+    if driver == "sqlite":
+        from cf_messaged.sqlite import SQLite
+
+        return SQLite
+    from cf_messaged.postgresql import PostgreSQL
+
+    return PostgreSQL
 
 
 def without_password(url: sa.URL) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
-from psycopg import errors
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from cf_messaged.old_rows import Place, Turn
@@ -24,8 +23,8 @@ LOCK_TIMEOUT = "50ms"
 STATEMENT_TIMEOUT = "1s"
 # Of all who sweep one database, one at a time.
 _SWEEPER = 5310
-# Tried again at the next look.
-_IN_THE_WAY = (errors.LockNotAvailable, errors.QueryCanceled, errors.CheckViolation)
+# What is tried again at the next look: a lock or a statement that took too long, a row where none may be.
+_IN_THE_WAY = ("55P03", "57014", "23514")
 
 _THERE = """
     SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid)
@@ -114,6 +113,8 @@ def alone(cursor: DBAPICursor, work: Callable[[], _T]) -> _T | None:
     cursor.execute("SAVEPOINT sweep")
     try:
         return work()
-    except _IN_THE_WAY:
+    except Exception as error:  # of a driver that is loaded only where it is used
+        if getattr(error, "sqlstate", None) not in _IN_THE_WAY:
+            raise
         cursor.execute("ROLLBACK TO SAVEPOINT sweep")
         return None

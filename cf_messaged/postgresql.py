@@ -14,7 +14,7 @@ from psycopg import errors
 from psycopg.types.string import TextLoader
 
 from cf_messaged.database import Limits, without_password
-from cf_messaged.news import Read
+from cf_messaged.news_of_several import Read
 
 OLDEST = 130000  # whose transactions have numbers that never come again
 # A server that does not answer holds up the listener for as long; its nodes wait, or go to another listener.

@@ -48,9 +48,7 @@ class SQLite:
 
     @staticmethod
     def takes(url: sa.URL) -> bool:
-        return bool(
-            url.drivername == "sqlite" and url.database not in (None, "", ":memory:") and not url.query and not url.host
-        )
+        return url.database not in (None, "", ":memory:") and not url.query and not url.host
 
     def __init__(self, url: sa.URL) -> None:
         self.name = str(url.database)

@@ -240,23 +240,38 @@ def _page(rows: Iterable[Any]) -> list[Value]:
 
 def migrate(connection: sa.Connection) -> None:
     """Make or upgrade the tables. Raises OSError if they are of another cf-messaged."""
-    from alembic import command  # only where a store is opened to write: views and `status` start faster
-    from alembic.config import Config
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
     if connection.dialect.name == "postgresql":  # several listeners may start at once
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # a large table takes what it takes
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
+    found = _revision(connection)
+    if found != newest_revision():
+        _upgrade(connection, found)
+
+
+def newest_revision() -> str:
+    """As the names of the files tell: 0002_key_changes.py is 2."""
+    return str(max(int(path.name.partition("_")[0]) for path in MIGRATIONS.glob("versions/[0-9]*_*.py")))
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """None: there are no tables yet."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return found
+
+
+def _upgrade(connection: sa.Connection, found: str | None) -> None:
+    from alembic import command  # it takes a third of a start, and is wanted once in a store's life
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found == scripts.get_current_head():
-        return
-    if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
         raise OSError(f"another cf-messaged made it (revision {found}): use that one, or set it aside")
     command.upgrade(config, "head")
 

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 import fuzz
-from cf_messaged import news
+from cf_messaged import news_of_several
 from cf_messaged.database import StoreUnavailable
 from cf_messaged.store import Store
 from cf_messaging.wire import Event, parse_id
@@ -59,7 +59,7 @@ def test_who_is_not_asked_for_news_has_no_connection_for_them(shared: str, store
     assert store.news(False) == []
     assert (store.files(), store.poll_s, rows(shared, query)) == ([], None, [(1,)])
     store.news(True)
-    assert len(store.files()) == 1 and store.poll_s is not None and store.poll_s <= news.POLL_S
+    assert len(store.files()) == 1 and store.poll_s is not None and store.poll_s <= news_of_several.POLL_S
     store.news(False)
     assert store.files() == []
     assert store.poll_s is None
@@ -83,22 +83,22 @@ def test_what_is_committed_late_is_not_missed(shared: str, stores: Callable[[], 
     with psycopg.connect(shared) as late:
         late.execute("UPDATE latest SET sequence = 2, batch = pg_current_xact_id()::text::bigint")
         add(first, event(3, name="early"))
-        sleep(2 * news.HELD_BACK_S)
+        sleep(2 * news_of_several.HELD_BACK_S)
         assert second.news(True) == []
-        assert second.poll_s is not None and second.poll_s <= news.HELD_BACK_S
+        assert second.poll_s is not None and second.poll_s <= news_of_several.HELD_BACK_S
     assert sorted(said.id for said in told(second, 2)) == [event(2).id, event(3).id]
 
 
 def test_many_news_come_in_parts(stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once, though one transaction may have written more than a part, and the next part is due at once."""
-    monkeypatch.setattr(news, "MAX_ROWS", news.PAGE)
+    monkeypatch.setattr(news_of_several, "MAX_ROWS", news_of_several.PAGE)
     first, second = stores(), stores()
     second.news(True)
-    names = [f"n{number}" for number in range(3 * news.PAGE)]
+    names = [f"n{number}" for number in range(3 * news_of_several.PAGE)]
     add(first, *(event(number, name=name) for number, name in enumerate(names, 1)))
     part = told(second, 1)
-    assert len(part) == news.PAGE and second.poll_s == 0
-    assert sorted(said.name for said in part + told(second, 2 * news.PAGE)) == sorted(names)
+    assert len(part) == news_of_several.PAGE and second.poll_s == 0
+    assert sorted(said.name for said in part + told(second, 2 * news_of_several.PAGE)) == sorted(names)
     assert second.news(True) == []
 
 
@@ -107,8 +107,8 @@ def test_a_server_that_was_set_back_tells_everything(stores: Callable[[], Kept])
     store = stores()
     add(store, event(1))
     store.news(True)
-    assert isinstance(store._news, news.Read)
-    store._news._place = news.Place(10**12)
+    assert isinstance(store._news, news_of_several.Read)
+    store._news._place = news_of_several.Place(10**12)
     add(store, event(2, name="other"))
     assert sorted(said.id for said in told(store, 2)) == [event(1).id, event(2).id]
 
@@ -138,7 +138,7 @@ class Follower:
         self.newest[name] = number
 
     def _cut(self) -> None:
-        assert isinstance(self._store._news, news.Read)
+        assert isinstance(self._store._news, news_of_several.Read)
         connection = self._store._news._connection
         if connection is not None:
             rows(self._store.url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
@@ -149,7 +149,7 @@ def test_no_older_value_is_published_after_a_newer_one(
     stores: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two listeners store, a third publishes: whatever is cut, the values of a name only grow, up to the last."""
-    monkeypatch.setattr(news, "POLL_S", 0.05)
+    monkeypatch.setattr(news_of_several, "POLL_S", 0.05)
     numbers = iter(range(1, 40 * EXAMPLES))
     one_at_a_time = threading.Lock()
 

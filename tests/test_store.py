@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from cf_messaged.database import StoreUnavailable, database
 from cf_messaged.intake import Verdict
-from cf_messaged.store import Store, summary
+from cf_messaged.store import Store, newest_revision, summary
 from cf_messaged.tables import metadata
 from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Event
 from listener import OTHER_STREAM, STREAM, event
@@ -246,7 +248,8 @@ def test_a_store_keeps_its_id(store: Kept, fresh: Callable[..., str]) -> None:
 
 
 def test_the_migrations_make_what_the_code_expects(store: Kept) -> None:
-    """Tables, columns and indexes after all migrations are those of tables.py."""
+    """Tables, columns and indexes after all migrations are those of tables.py; the last of them is known."""
+    assert store.rows("SELECT version_num FROM alembic_version") == [(newest_revision(),)]
     with store._transaction() as connection:
         options = {"include_object": is_of_both if connection.dialect.name == "postgresql" else None}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
@@ -257,6 +260,20 @@ def is_of_both(object: Any, name: str | None, type: str, *_: object) -> bool:
     if type == "index":
         return object.table.name != "history" and name != "latest_of_batch"
     return not (name or "").startswith(("history_state", "history_dynamic"))
+
+
+def test_a_start_loads_what_it_uses(tmp_path: Path) -> None:
+    """Not what makes tables where they are there, nor the driver of the other database."""
+    code = """if True:
+        import sys
+        from cf_messaged import cli, service
+        from cf_messaged.store import Store
+        Store(sys.argv[1]).close()
+        print(*sorted({"alembic", "psycopg"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/store.db"]
+    loaded = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(2)]
+    assert "alembic" in loaded[0] and loaded[1] == []
 
 
 def test_a_newer_database_is_left_alone(store: Kept) -> None:
