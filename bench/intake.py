@@ -2,7 +2,8 @@
 
 Both keep them on one file system, and are loaded by the same producers, in turn; what counts is the median of the
 ratios, pair by pair. Exit status 0 only if these are what is wanted, and all that was acknowledged is in the store.
-The bare loop keeps them in SQLite; of a cf-messaged on PostgreSQL the ratio to that is told, and decides nothing.
+The bare loop keeps them in SQLite; of a cf-messaged on PostgreSQL the ratio to that is told, and decides nothing. So is
+that of one on a bare store, which does what the loop does: more than that no store can bring.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from cf_messaging.wire import encode_event, event_id  # noqa: E402
 from listener import Keys, Listener, event  # noqa: E402
 from postgres import Server  # noqa: E402
 
-FLOOR = ROOT / "bench/floors/intake_floor.py"
+FLOORS = ROOT / "bench/floors"
 EVENT_BYTES = 256
 WARM_UP_S = 1.0
 PATIENCE_MS = 30_000
@@ -53,6 +54,7 @@ class Load(NamedTuple):
 LOADS = {
     "sqlite": (Load(50, 100, wanted=0.25, aim="0.40"), Load(1, 1, wanted=0.7)),
     "postgresql": (Load(50, 100), Load(1, 1)),
+    "bare": (Load(50, 100), Load(1, 1)),
 }
 
 
@@ -126,10 +128,21 @@ def on_postgresql(folder: Path) -> Iterator[Listening]:
         yield listening
 
 
+def floor(folder: Path) -> AbstractContextManager[Listening]:
+    return started("intake_floor.py", folder)
+
+
+def on_bare_store(folder: Path) -> AbstractContextManager[Listening]:
+    return started("bare_store.py", folder)
+
+
+CANDIDATES: dict[str, Side] = {"sqlite": candidate, "postgresql": on_postgresql, "bare": on_bare_store}
+
+
 @contextmanager
-def floor(folder: Path) -> Iterator[Listening]:
+def started(name: str, folder: Path) -> Iterator[Listening]:
     store = folder / "floor.db"
-    command = [sys.executable, str(FLOOR), str(store)]
+    command = [sys.executable, str(FLOORS / name), str(store)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
@@ -255,8 +268,7 @@ def compare(child: Executor, load: Load, settings: Settings) -> bool:
 
 
 def measure_pair(child: Executor, load: Load, settings: Settings) -> Pair:
-    ours = candidate if settings.store == "sqlite" else on_postgresql
-    return measure(ours, child, load, settings), measure(floor, child, load, settings)
+    return measure(CANDIDATES[settings.store], child, load, settings), measure(floor, child, load, settings)
 
 
 def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Measured:

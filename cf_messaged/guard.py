@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from socket import AF_UNIX, SHUT_RDWR, socket
 from typing import NamedTuple
 
 import zmq
@@ -15,12 +12,11 @@ import zmq
 from cf_messaged import rights
 from cf_messaged.budget import INTERVAL_S, Budget
 from cf_messaged.config import Config
+from cf_messaged.connections import descriptor_of, hang_up
 from cf_messaged.intake import FLOODING, REVOKED
 from cf_messaged.keyring import Keyring
 from cf_messaged.rights import Rights
 
-IPC = "ipc"
-_SRCFD = int(zmq.SRCFD)  # as it is asked of each message, see sockets.py
 # Who goes on though he is told to come later is not even read any more once he has said so many times his share.
 PATIENCE = 2
 # In which what an ended connection has said before is read.
@@ -109,41 +105,9 @@ class Guard:
             hang_up(last)
 
 
-def descriptor_of(frame: zmq.Frame) -> int:
-    """Of the connection by which it came; -1 if no peer has sent it."""
-    try:
-        return int(frame.get(_SRCFD))
-    except zmq.ZMQError:
-        return -1
-
-
-def inode_of(descriptor: int) -> int:
-    """Tells a connection from a later one with the same descriptor; 0 of what is closed."""
-    try:
-        return os.fstat(descriptor).st_ino
-    except OSError:
-        return 0
-
-
 def key_of(frame: zmq.Frame) -> bytes:
     """By which it came; empty if by none."""
     try:
         return bytes.fromhex(str(frame.get("User-Id")))
     except (zmq.ZMQError, ValueError):
         return b""
-
-
-def hang_up(frame: zmq.Frame) -> None:
-    """On who has sent it, as far as libzmq lets one, which has no call for that. By now the descriptor may be another
-    connection's: one from the same address is cut off too, and connects again.
-    """
-    with suppress(OSError, zmq.ZMQError), socket(fileno=os.dup(descriptor_of(frame))) as connection:
-        if _address(connection) in (frame.get("Peer-Address"), IPC):
-            connection.shutdown(SHUT_RDWR)
-
-
-def _address(connection: socket) -> str:
-    """Of the peer; IPC where it has none, but not for what this process has for itself."""
-    if connection.family == AF_UNIX:
-        return IPC if connection.getsockname() else ""
-    return str(connection.getpeername()[0])

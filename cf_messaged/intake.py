@@ -15,7 +15,8 @@ from cf_messaging.wire import ENROL, LATER, MAX_DEPTH, REFUSED, SELF, VIEW, Answ
 MAX_DATA_DEPTH = MAX_DEPTH - 3
 # Why something is refused, as it is counted.
 MALFORMED, CLONED, PROMISED = "malformed", "cloned", "promised"
-NAMED, REVOKED, FORBIDDEN, FLOODING = "named", "revoked", "forbidden", "flooding"
+NAMED, REVOKED, FORBIDDEN = "named", "revoked", "forbidden"
+FLOODING, ENDLESS = "flooding", "endless"
 
 
 class Verdict(NamedTuple):

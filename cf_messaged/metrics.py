@@ -29,7 +29,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import CounterMetricFamily
 
 from cf_messaged import __version__
-from cf_messaged.intake import CLONED, FLOODING, FORBIDDEN, MALFORMED, NAMED, PROMISED, REVOKED
+from cf_messaged.intake import CLONED, ENDLESS, FLOODING, FORBIDDEN, MALFORMED, NAMED, PROMISED, REVOKED
 from cf_messaging.wire import VIEW
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ SCRAPE_TIMEOUT_S = 10.0
 
 # Told as 0 before the first: Prometheus cannot see a counter rise that was not there.
 SOCKETS = ("request", "push", "publish", "pair")
-REASONS = (MALFORMED, CLONED, PROMISED, NAMED, REVOKED, FORBIDDEN, FLOODING, VIEW)
+REASONS = (MALFORMED, CLONED, PROMISED, NAMED, REVOKED, FORBIDDEN, FLOODING, ENDLESS, VIEW)
 
 # From a disk that acknowledges at once to one that hangs.
 COMMIT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

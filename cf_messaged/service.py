@@ -19,9 +19,11 @@ from cf_messaged import intake
 from cf_messaged.codec import encode_answer
 from cf_messaged.complaints import Complaints
 from cf_messaged.config import BadConfig, Config
+from cf_messaged.connections import descriptor_of
 from cf_messaged.database import Limits, StoreUnavailable
+from cf_messaged.endless import Endless
 from cf_messaged.enrolment import Desk
-from cf_messaged.guard import Guard, NotHeard, Sender, descriptor_of
+from cf_messaged.guard import Guard, NotHeard, Sender
 from cf_messaged.intake import Verdict
 from cf_messaged.key_log import KeyLog
 from cf_messaged.keyring import Keyring
@@ -96,6 +98,7 @@ class Service:
         self._desk = self._made_desk()
         self._publishing = Publishing(self._sockets.get(SUBSCRIBE), store, self._guard, self.metrics)
         self.endpoints = self._sockets.endpoints
+        self._endless = Endless([each for role, each in self._sockets if role in EVENTS], self.endpoints.values())
         if config.metrics_address:
             self.endpoints["metrics"] = self.metrics.serve(*config.metrics_address)
         # A signal that comes just before the poll would else be noticed only after it.
@@ -159,6 +162,7 @@ class Service:
         self._publishing.hear(ready)
         self._publishing.resend()
         taken = self._take(ready)
+        self._counters.refused[intake.ENDLESS] += self._endless.check(each.last for each in taken)
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         if self._desk:
@@ -175,8 +179,7 @@ class Service:
         self._watch()
         now_s = time.monotonic()
         waits = [self._notifier.poll_s, self._publishing.poll_s(now_s), self._store.poll_s, self._sweeper.poll_s(now_s)]
-        if self._views.busy:
-            waits.append(LOOK_S)
+        waits += [self._endless.poll_s, LOOK_S if self._views.busy else None]
         if self._desk:
             waits.append(self._desk.visitors.poll_s)
         shortest = min((wait for wait in waits if wait is not None), default=None)

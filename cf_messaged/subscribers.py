@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import zmq
 
 from cf_messaged.complaints import Complaints
-from cf_messaged.guard import Guard, descriptor_of, hang_up, inode_of
+from cf_messaged.connections import descriptor_of, hang_up, inode_of
+from cf_messaged.guard import Guard
 from cf_messaged.intake import FORBIDDEN
 from cf_messaged.metrics import Counters
 from cf_messaged.publisher import SUBSCRIBED, UNSUBSCRIBED, Publisher

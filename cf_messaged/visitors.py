@@ -4,17 +4,15 @@ message until its last frame has come, however many those are, so what comes is 
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
-from socket import IPPROTO_TCP, SHUT_RDWR, TCP_INFO, socket
 
 import zmq
 
-from cf_messaged.guard import inode_of
+from cf_messaged.connections import hang_up_on, inode_of, taken_bytes
 from cf_messaged.sockets import Socket
 
 # Some ten times what enrolling takes.
@@ -23,9 +21,6 @@ MAX_STAY_S = 30.0
 # How often they are looked at while there are some.
 LOOK_S = 0.1
 REST = 20  # times as long as it took: of thousands, that is some time
-# tcpi_bytes_received of struct tcp_info, Linux 4.1 and newer.
-_BYTES_RECEIVED = struct.Struct("=Q")
-_BYTES_RECEIVED_AT = 128
 
 
 @dataclass
@@ -59,9 +54,9 @@ class Visitors:
         for descriptor, visitor in list(self._there.items()):
             if inode_of(descriptor) != visitor.inode:
                 del self._there[descriptor]
-            elif now_s - visitor.since_s > MAX_STAY_S or _said_bytes(descriptor) > MAX_SAID_BYTES:
+            elif now_s - visitor.since_s > MAX_STAY_S or taken_bytes(descriptor) > MAX_SAID_BYTES:
                 del self._there[descriptor]
-                _hang_up(descriptor)
+                hang_up_on(descriptor)
         ended_s = time.monotonic()
         self._look_s = ended_s + max(LOOK_S, REST * (ended_s - now_s))
 
@@ -74,16 +69,3 @@ class Visitors:
                     self._there[descriptor] = _Visitor(inode_of(descriptor), time.monotonic())
                 else:
                     self._there.pop(descriptor, None)
-
-
-def _said_bytes(descriptor: int) -> int:
-    """0 where the kernel does not count, as of what is no TCP."""
-    with suppress(OSError, struct.error), socket(fileno=os.dup(descriptor)) as connection:
-        told = connection.getsockopt(IPPROTO_TCP, TCP_INFO, _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size)
-        return int(_BYTES_RECEIVED.unpack_from(told, _BYTES_RECEIVED_AT)[0])
-    return 0
-
-
-def _hang_up(descriptor: int) -> None:
-    with suppress(OSError), socket(fileno=os.dup(descriptor)) as connection:
-        connection.shutdown(SHUT_RDWR)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Of the listener, which asks for a newer Python and for packages that a node does without.
 LISTENERS_TESTS = (
-    "attacks budget cli codec complaints config durable enrolment enrolment_attacks explain_hub fleet follow"
+    "attacks budget cli codec complaints config durable endless enrolment enrolment_attacks explain_hub fleet follow"
     " forget fuzz_enrolment growth guard intake journal keyring kills loop metrics names news postgresql publisher"
     " reload retention rights rotation secrecy service share shown sockets store subscribers systemd unit views"
 ).split()

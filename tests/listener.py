@@ -54,6 +54,13 @@ def question(view: str, parameters: dict[str, Any] | None = None, id: str = "q1"
     return Event(id, "view", "web1", view, TIME, parameters or {})
 
 
+def changed(constants: Sequence[str]) -> list[str]:
+    """Another COMMAND: with constants of its modules where a test cannot wait for as long: `enrolment.VALID_S = 1`."""
+    lines = [f"import cf_messaged.{each.partition('.')[0]}; cf_messaged.{each}" for each in constants]
+    program = [*lines, "from cf_messaged.cli import main", "main(prog_name='cf-messaged')"]
+    return [sys.executable, "-c", "\n".join(program)]
+
+
 class Listener:
     """Runs until it is ended; `heard` is what it wrote to stderr. url: of its store, if that is not in the folder."""
 
@@ -98,6 +105,16 @@ class Listener:
         ended = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, timeout=scaled(60))
         rows: list[dict[str, Any]] = json.loads(ended.stdout)
         return rows
+
+    def most_mb(self) -> int:
+        """The most memory that it has had."""
+        return self._status("VmHWM") // 1024
+
+    def memory_mb(self) -> int:
+        return self._status("VmRSS") // 1024
+
+    def _status(self, name: str) -> int:
+        return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0])
 
     def _found(self, wanted: str) -> list[str]:
         return [line for line in self.heard if re.search(wanted, line)]

@@ -49,7 +49,7 @@ from cf_messaging.wire import (
 )
 from claimant import Claimant, HostKey, claimant, host_key, said
 from forgers import forging
-from listener import Keys, Node, Teller, accepted, event, new_keys, question
+from listener import Keys, Node, Teller, accepted, changed, event, new_keys, question
 from peers import Socket, scaled
 from test_attacks import BYSTANDER, bystander, descriptors, say_each, stored
 from test_cfengine import wait_for
@@ -127,7 +127,7 @@ def opened(start: Start, tmp_path: Path, plain: zmq.Context[Socket], monkeypatch
         (tmp_path / "settings.toml").write_text(settings)
         with monkeypatch.context() as patch:
             if constants:
-                patch.setattr("listener.COMMAND", [sys.executable, "-c", changed(constants)])
+                patch.setattr("listener.COMMAND", changed(constants))
             listener = start("--keys-dir", str(tmp_path / "keys"), "--config", str(tmp_path / "settings.toml"))
         hubs.append(Hub(tmp_path / "keys", listener, public_key(str(tmp_path / "keys/listener.key")).hex()))
         others.enter_context(bystander(hubs[-1], plain))
@@ -137,12 +137,6 @@ def opened(start: Start, tmp_path: Path, plain: zmq.Context[Socket], monkeypatch
         yield opened
     for hub in hubs:
         check(hub)
-
-
-def changed(constants: Sequence[str]) -> str:
-    """A program that is cf-messaged with these."""
-    lines = [f"import cf_messaged.{each.partition('.')[0]}; cf_messaged.{each}" for each in constants]
-    return "\n".join([*lines, "from cf_messaged.cli import main", "main(prog_name='cf-messaged')"])
 
 
 def check(hub: Hub) -> None:
@@ -717,12 +711,6 @@ while True:
 """
 
 
-def most_kb(hub: Hub) -> int:
-    """The most memory that the listener has had."""
-    status = Path(f"/proc/{hub.listener.process.pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
-
-
 @pytest.mark.parametrize(("size", "peers", "times", "most_mb"), [(MAX_ENROL_BYTES, 4, 5, 300), (1, 1, 2, 100)])
 def test_messages_without_end(
     opened: Open, plain: zmq.Context[Socket], size: int, peers: int, times: int, most_mb: int
@@ -731,13 +719,13 @@ def test_messages_without_end(
     in memory.
     """
     hub = opened("node_handshakes_a_minute = 10000")
-    before = most_kb(hub)
+    before = hub.listener.most_mb()
     with nobody_new(hub), ExitStack() as stack:
         for process in [stack.enter_context(endless(hub, size)) for _ in range(peers)]:
             for _ in range(times):
                 assert process.stdout and process.stdout.readline() == "hung up on\n"
         assert claimant(plain, hub.office, "web1", hub.server).challenge()
-    assert most_kb(hub) - before < most_mb * 1024
+    assert hub.listener.most_mb() - before < most_mb
 
 
 @contextmanager
