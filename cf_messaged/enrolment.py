@@ -32,6 +32,8 @@ from cf_messaging.wire import CHALLENGED, CHECK, CLAIM, HELLO, LATER, Answer, Ev
 MAX_AT_ONCE = 16
 MAX_AT_ONCE_S = 0.01  # to let one in, a file is synced
 VALID_S = 60
+# Keys of one host that are let in within a minute: each is a file that is synced, a line of log and a row.
+MAX_ENROLLED = 4
 _HEX_KEY = "[0-9a-f]{64}"
 _FORMS = {
     "challenge": "[0-9a-f]{80}",
@@ -50,8 +52,8 @@ class Refused(Exception):
 class Later(Exception):
     """Who claims too often may claim again later. wait_s: when."""
 
-    def __init__(self, wait_s: float) -> None:
-        super().__init__("too many claims from this address in this minute")
+    def __init__(self, whose: str, wait_s: float) -> None:
+        super().__init__(f"too many {whose} in this minute")
         self.wait_s = wait_s
 
 
@@ -92,6 +94,7 @@ class Desk:
         self._socket, self._own_key = socket, own_key.hex()
         self._keyring, self._guard, self._log = keyring, guard, key_log
         self._challenges = Challenges()
+        self._enrolled = Budget(MAX_ENROLLED)  # of each host
         self.visitors = Visitors(socket)
         self.settle(config)
 
@@ -167,17 +170,18 @@ class Desk:
             )
         wait_s = self._claims.wait_s(caller.address, time.monotonic())
         if wait_s:
-            raise Later(wait_s)
+            raise Later("claims from this address", wait_s)
         self._claims.spend(caller.address, 1)
         if not host.has_signed(statement(claim), signature):
             raise Refused(f"it is not signed by host key {claim.host_key}")
         return claim
 
     def _settle(self, claim: Claim, decision: Decision, caller: Caller, now_us: int) -> None:
-        """Raises OSError."""
+        """Raises Later, OSError."""
         key = bytes.fromhex(claim.key)
         since, change = rfc3339(now_us), _change(claim, decision, caller, now_us)
         if decision.what in (ENROLLED, RENEWED):
+            self._spend_one(claim.host_key)
             name = file_of(claim.node, key, self._keyring.accepted())
             self._keyring.accept(Held(key, claim.node, name, claim.host_key, since), decision.gone)
             self._guard.enrolled(key)
@@ -188,6 +192,13 @@ class Desk:
                 self._log.changed(change)
         elif decision.what != KNOWN:
             self._log.refused(change)
+
+    def _spend_one(self, host_key: str) -> None:
+        """Raises Later."""
+        wait_s = self._enrolled.wait_s(host_key, time.monotonic())
+        if wait_s:
+            raise Later(f"new keys of {host_key}", wait_s)
+        self._enrolled.spend(host_key, 1)
 
     def _refuse(self, caller: Caller, now_us: int, reason: str, said: Event | None = None) -> None:
         if said and said.name == CHECK:

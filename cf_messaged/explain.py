@@ -184,8 +184,8 @@ def _enrolled(case: Case) -> str:
             by = f"host key {held.host_key}, which is trusted" if held.host_key else "hand"
             return f"let in by {by}{_history(case)}"
     for held in known:
-        why = "was revoked" if keyring.is_barred(held.host_key) else "is trusted no more"
-        raise Trouble(f"host key {held.host_key} {why}{_history(case)}", _mend(why))
+        what, why = _out(held, keyring)
+        raise Trouble(f"{what} {why}{_history(case)}", _mend(why))
     if case.config.enrol == OFF:
         raise Trouble(f"`enrol` is off, and no key was accepted by hand{_history(case)}", _BY_HAND)
     if case.blind:
@@ -196,10 +196,20 @@ def _enrolled(case: Case) -> str:
     raise Trouble(f"nobody is let in as {case.node}: {last['what']}{_history(case)}", _mend(last["reason"]))
 
 
+def _out(held: Held, keyring: Keyring) -> tuple[str, str]:
+    """What keeps out a key that was accepted, and why."""
+    if keyring.is_revoked(held.key):
+        return "this key", "was revoked"
+    if keyring.is_rejected(held.key):
+        return "this key", "was rejected"
+    return f"host key {held.host_key}", "was revoked" if keyring.is_barred(held.host_key) else "is trusted no more"
+
+
 _BY_HAND = "`cf-messaged keys list` tells which keys knock, `cf-messaged keys accept KEY NODE` lets one in"
 _MENDS = {
     "trusted": "bootstrap that host to this hub; examples/trusted_keys.cf copies its key to `trusted` of keys_dir",
     "was revoked": _OF_STATES[REVOKED],
+    "was rejected": "`cf-messaged keys list` tells where it is; remove its file from `rejected` of keys_dir",
     "`listed`": "put its name and its host key in `listed` of the settings, and reload",
     "another machine": "give the copied machine a host key of its own: remove its ppkeys/localhost.*, and run cf-key",
     "": f"as it says; {_ON_NODE}",

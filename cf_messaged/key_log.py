@@ -32,14 +32,14 @@ class KeyLog:
 
     def changed(self, change: KeyChange) -> None:
         log.info("%s", _line(change))
-        self._waiting.append(change)
+        self._wait(change)
         if change.what in IN:
             self._names[change.key] = change.node
 
     def refused(self, change: KeyChange) -> None:
         """By anybody, at any rate: no more of them than of other lines that others can cause."""
         if self._complaints.say(change.address, _line(change)) and self._is_new(change):
-            self._waiting.append(change)
+            self._wait(change)
 
     def let_in(self, names: Mapping[bytes, str], now_us: int) -> None:
         """Who is let in now, whoever has changed that."""
@@ -49,6 +49,11 @@ class KeyLog:
         for key in now.keys() - self._names.keys():
             self.changed(KeyChange(now_us, LET_IN, now[key], key))
         self._names = now
+
+    def _wait(self, change: KeyChange) -> None:
+        if len(self._waiting) == MAX_WAITING:
+            self.write()
+        self._waiting.append(change)
 
     def write(self) -> None:
         """What waits. What cannot be written waits on."""

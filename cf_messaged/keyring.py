@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ACCEPTED, REVOKED, REJECTED, WAITING = "accepted", "revoked", "rejected", "waiting"
 TRUSTED, TRUSTED_SUFFIX = "trusted", ".pub"
-UNTRUSTED = "untrusted"  # accepted, but by a host that is trusted no more
+UNTRUSTED = "untrusted"  # accepted, but by a host that is trusted no more, or was revoked
 LISTENER, NEXT_LISTENER, STRANGERS = f"listener{SUFFIX}", f"listener.next{SUFFIX}", "strangers.json"
 # Of a node, as files are named by it.
 MAX_NAME_BYTES = 200
@@ -49,6 +49,9 @@ MAX_STRANGERS = 1000
 WRITTEN_EACH_S = 0.2
 # A directory that changed so short a time ago may have changed again at the same time of its clock.
 SETTLED_NS = 100_000_000
+# The files of a folder that has not changed are looked at so often: one may be written in place. And no more often than
+# so many times as long as that takes.
+LOOK_S, LOOK_REST = 1.0, 20
 # A folder of so many files that changes all the time, as when a fleet enrols, is left alone for so many times as long
 # as it took to read it.
 MANY, REST = 1000, 4
@@ -81,16 +84,28 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
+class _Version(NamedTuple):
+    """Of a file: another one after each change."""
+
+    name: str
+    inode: int = 0
+    changed_ns: int = 0
+    size: int = 0
+
+
 class Folder(Generic[_Key, _Value]):
     """What the files of one folder hold, read again when it has changed."""
 
-    def __init__(self, path: Path, suffix: str, read: Callable[[Path], tuple[_Key, _Value] | None]) -> None:
-        """read: of one file; None if it is of no use."""
-        self.path = path
+    def __init__(
+        self, path: Path, suffix: str, read: Callable[[Path], tuple[_Key, _Value] | None], keeps_out: bool = False
+    ) -> None:
+        """read: of one file; None if it is of no use. keeps_out: what is in it does, so all of it has to be known."""
+        self.path, self._keeps_out = path, keeps_out
         self._suffix, self._read = suffix, read
         self._state: object = None
+        self._look_s = 0.0  # when the files are looked at, though the folder has not changed
         self._not_before_s = 0.0
-        self._files: dict[tuple[str, int, int], tuple[_Key, _Value] | None] = {}
+        self._files: dict[_Version, tuple[_Key, _Value] | None] = {}
         self.held: dict[_Key, _Value] = {}
 
     def read(self) -> bool:
@@ -98,32 +113,44 @@ class Folder(Generic[_Key, _Value]):
         began_s = time.monotonic()
         status = os.stat(self.path)
         state = status.st_ino, status.st_mtime_ns
-        if state == self._state or began_s < self._not_before_s:
+        if (state == self._state and began_s < self._look_s) or began_s < self._not_before_s:
             return False
+        is_changed = self._read_files()
+        self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
+        now_s = time.monotonic()
+        self._look_s = now_s + max(LOOK_S, LOOK_REST * (now_s - began_s))
+        if len(self._files) > MANY:
+            self._not_before_s = now_s + REST * (now_s - began_s)
+        return is_changed
+
+    def _read_files(self) -> bool:
+        """Those that have changed; whether any has."""
         with os.scandir(self.path) as entries:
             found = sorted(version for version in map(self._version, entries) if version)
         before = self._files
-        self._files = {each: before[each] if each in before else self._read(self.path / each[0]) for each in found}
+        if found == list(before):
+            return False
+        self._files = {each: before[each] if each in before else self._read(self.path / each.name) for each in found}
         self.held = dict(each for each in self._files.values() if each)
-        self._state = state if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
-        now_s = time.monotonic()
-        if len(self._files) > MANY:
-            self._not_before_s = now_s + REST * (now_s - began_s)
         return True
 
-    def _version(self, entry: os.DirEntry[str]) -> tuple[str, int, int] | None:
-        """None: it is nothing to read, or is gone again."""
+    def _version(self, entry: os.DirEntry[str]) -> _Version | None:
+        """None: it is nothing to read, or is gone again. What cannot be looked at cannot be read either, once."""
         if not entry.name.endswith(self._suffix):
             return None
         try:
             status = entry.stat()
         except FileNotFoundError:
             return None
-        return entry.name, status.st_ino, status.st_mtime_ns
+        except OSError:
+            if self._keeps_out:
+                raise
+            return _Version(entry.name)
+        return _Version(entry.name, status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 def certificates(directory: str, state: str) -> Folder[bytes, Held]:
-    return Folder(Path(directory) / state, SUFFIX, _read_held)
+    return Folder(Path(directory) / state, SUFFIX, _read_held, keeps_out=state in (REVOKED, REJECTED))
 
 
 def _read_held(path: Path) -> tuple[bytes, Held] | None:
@@ -166,15 +193,19 @@ class Keyring:
         """The node of each key that is let in now; of nobody, if that cannot be told."""
         with self._turn:
             try:
-                folders = (self._accepted, self._revoked, self._rejected, self._trusted)
-                changed = [folder.read() for folder in folders]
-                if any(changed) or self._complaint:  # folders that were away are there again, as they were
-                    self._names = self._let_in()
-                self._complaint = ""
+                return self._read()
             except OSError as error:
                 self._names = {}
                 self._complain(f"nobody is let in: {error.filename}: {error.strerror}")
-            return self._names
+                return self._names
+
+    def _read(self) -> Mapping[bytes, str]:
+        folders = (self._accepted, self._revoked, self._rejected, self._trusted)
+        changed = [folder.read() for folder in folders]
+        if any(changed) or self._complaint:  # folders that were away are there again, as they were
+            self._names = self._let_in()
+        self._complaint = ""
+        return self._names
 
     def next_key(self) -> str | None:
         """The listener's, in hex, while its own is to be replaced."""
@@ -381,10 +412,11 @@ def _read_named(path: Path) -> tuple[str, str] | None:
 
 def listed(directory: str) -> list[dict[str, Any]]:
     """Rows for people, all of the same columns: who is let in, who was, and who knocked. Raises OSError."""
-    known = {each.key: (state, each) for state in reversed(FOLDERS) for each in held_in(directory, state).values()}
-    trusted = {"", *(host_key for host_key, _ in trusted_files(directory))}
-    for key, held in held_in(directory, ACCEPTED).items():
-        if held.host_key not in trusted:
+    let_in = Keyring(directory).names()
+    states = (WAITING, ACCEPTED, REJECTED, REVOKED)  # of a key in several folders the last one counts
+    known = {each.key: (state, each) for state in states for each in held_in(directory, state).values()}
+    for key, (state, held) in known.items():
+        if state == ACCEPTED and key not in let_in:
             known[key] = UNTRUSTED, held
     strangers = {stranger.key: stranger for stranger in read_strangers(directory)}
     rows = [_row(state, held, strangers.get(held.key)) for state, held in known.values()]

@@ -18,6 +18,7 @@ from cf_messaged.keyring import (
     MAX_NAME_BYTES,
     NEXT_LISTENER,
     REJECTED,
+    REVOKED,
     WAITING,
     Held,
     file_of,
@@ -132,6 +133,8 @@ def accept(directory: str, key: str, node: str | None, replace: bool) -> None:
     if found in accepted:
         fail(f"{found.hex()} is accepted already, as {accepted[found].node}")
     host_key = known.host_key if known and known.node == node else ""
+    if host_key in {held.host_key for held in revoked.values() if held.host_key}:
+        fail(f"{host_key} was revoked, and with it all its keys: remove its files from `{REVOKED}` of keys_dir first")
     others = [held for held in accepted.values() if held.node == node or (host_key and held.host_key == host_key)]
     name = file_of(node, found, accepted.values())
     with _in_words():

@@ -106,9 +106,8 @@ def _of_keys(claim: Claim, accepted: Sequence[Held], heard_s: Callable[[bytes], 
     gone = [*others, *own[:-1]]
     if claim.replaces == newest.key.hex():
         return Decision(RENEWED, gone=gone)
-    last = min(own, key=lambda held: heard_s(held.key))  # the newest may not have been needed yet
-    if heard_s(last.key) < LIVE_S:
-        return Decision(CLONE, _cloned(claim, last, heard_s(last.key)))
+    if min(heard_s(held.key) for held in own) < LIVE_S:  # the newest may not have been needed yet
+        return Decision(CLONE, _cloned(claim))
     return Decision(ENROLLED, gone=gone)
 
 
@@ -141,9 +140,10 @@ def _since_us(held: Held) -> int:
         return 0
 
 
-def _cloned(claim: Claim, last: Held, silent_s: float) -> str:
+def _cloned(claim: Claim) -> str:
+    """Without that key: who knows it may replace it."""
+    minutes = f"{LIVE_S / 60:.0f} minutes"
     return (
-        f"{claim.node} has spoken with another CURVE key {silent_s:.0f} s ago, {last.key.hex()}: another machine has"
-        f" the same host key, {claim.host_key}; or if that key is lost, or the listener was started just then, it is"
-        f" let in {LIVE_S / 60:.0f} minutes later"
+        f"{claim.node} has spoken with another CURVE key in the last {minutes}: another machine has the same host key,"
+        f" {claim.host_key}; or if that key is lost, or the listener was started just then, it gets in {minutes} later"
     )

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA512
 import test_keyring
 from agent import Run
 from bomber import SAID
-from cf_messaged.enrolment import VALID_S
+from cf_messaged.enrolment import MAX_ENROLLED, VALID_S
 from cf_messaged.keyring import Held, Keyring, listed, make, put, write
 from cf_messaged.times import rfc3339
 from cf_messaged.visitors import MAX_SAID_BYTES
@@ -625,8 +625,10 @@ def test_a_clone(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert speaking.say(event(1)).status == STORED
     clone = claimant(plain, hub.office, "web1", hub.server)
     with nobody_new(hub):
-        words = f"web1 has spoken with another CURVE key 0 s ago, {first.key}: another machine has the same host key"
-        check_refused(hub, clone, clone.claim(), words, "clone")
+        answers = [clone.claim() for _ in range(3)]
+        words = "web1 has spoken with another CURVE key in the last 15 minutes: another machine has the same host key"
+        check_refused(hub, clone, answers[-1], words, "clone")
+        assert first.key not in f"{answers}"  # by that it could replace it
         assert clone.claim(replaces=clone.key).status == clone.claim(replaces=new_keys("").public).status == REFUSED
     assert not is_let_in(hub, plain, clone.keys)
     assert speaking.say(event(2)).status == STORED
@@ -645,11 +647,24 @@ def test_a_third_key(hub: Hub, plain: zmq.Context[Socket]) -> None:
     with nobody_new(hub):
         for replaced in nodes[:2]:
             answer = fourth.claim(replaces=replaced.key)
-        check_refused(hub, fourth, answer, f"has spoken with another CURVE key 0 s ago, {nodes[2].key}", "clone")
+        check_refused(hub, fourth, answer, "has spoken with another CURVE key in the last", "clone")
     assert of(hub, plain, nodes[1]).say(event(3)).status == STORED
 
 
 # ---- too much of it
+
+
+def test_a_host_that_has_another_key_all_the_time(hub: Hub, plain: zmq.Context[Socket]) -> None:
+    """Some in a minute: each is a line of log, a row, and a file that is synced. It has the last of them."""
+    nodes = [enrolled(hub, plain, "web1")]
+    while len(nodes) < MAX_ENROLLED:
+        nodes.append(claimant(plain, hub.office, "web1", hub.server))
+        assert nodes[-1].claim(replaces=nodes[-2].key).status == ENROLLED
+    with nobody_new(hub):
+        answer = claimant(plain, hub.office, "web1", hub.server).claim(replaces=nodes[-1].key)
+    assert (answer.status, answer.reason) == (LATER, f"too many new keys of {nodes[0].host.digest} in this minute")
+    assert answer.retry_after and of(hub, plain, nodes[-1]).say(event()).status == STORED
+    assert enrolled(hub, plain, "web2")
 
 
 def is_hung_up_on(node: Node, *frames: bytes) -> bool:

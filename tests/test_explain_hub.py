@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from agent import Agent
+from cf_messaged.keyring import Held, put
 from cf_messaging.keys import public_key
 from cf_messaging.wire import STORED
 from listener import Listener, Node, accepted, cf_messaged, event, question
@@ -87,7 +88,7 @@ def unchanged(hub: Hub) -> Iterator[None]:  # noqa: F811
     """Neither its store nor its keys; but who knocks is noted."""
 
     def now() -> tuple[list[str], dict[str, Any]]:
-        files = {path: each for path, each in held(hub.directory).items() if not path.endswith("/strangers.json")}
+        files = {path: each for path, each in held(hub.directory).items() if "/strangers.json" not in path}
         return dumped(hub.listener.store), files
 
     before = now()
@@ -181,6 +182,8 @@ def test_a_node_that_was_revoked(both: Both, host: MakeHost) -> None:  # noqa: F
     both.of_node(web2).check_failed("enrolment", "this CURVE key was revoked", mend=str(web2.key_file))
     for each in (web1, web2):
         both.of_hub(each.name).check_failed("key", f"revoked: {keys[each.name]}", mend="stays out")
+    put(str(both.hub.directory), "accepted", Held(bytes.fromhex(keys["web2"]), "web2", "web2.key"), "by a copy")
+    both.of_hub("web2").check_failed("enrolment", "this key was revoked", mend="stays out")
 
 
 def test_a_key_that_was_rejected(both: Both, host: MakeHost) -> None:  # noqa: F811

@@ -15,6 +15,7 @@ from cf_messaged import journal, retention, views
 from cf_messaged import store as store_module
 from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.journal import LET_IN, LET_OUT, KeyChange
+from cf_messaged.key_log import MAX_WAITING, KeyLog
 from cf_messaged.partitions import DAY_US
 from cf_messaged.retention import Sweeper
 from cf_messaged.times import rfc3339
@@ -119,6 +120,15 @@ def test_the_last_that_let_a_key_in_or_out(store: Kept) -> None:
     store.note_keys([change(1, LET_IN), change(2, LET_OUT, key=OTHER_KEY), change(3, "waits", key="00" * 32)])
     store.note_keys([change(4, LET_OUT), change(5, "refused"), change(6, LET_IN, "web2", OTHER_KEY), change(7)])
     assert store.last_key_changes() == {KEY: change(4, LET_OUT), OTHER_KEY: change(6, LET_IN, "web2", OTHER_KEY)}
+
+
+def test_many_at_once(store: Kept) -> None:
+    """Each is a row, though no more than MAX_WAITING wait where the store is away."""
+    names = {number.to_bytes(32): f"web{number}" for number in range(2 * MAX_WAITING + 1)}
+    log = KeyLog(store)
+    log.let_in(names, SECOND)
+    log.write()
+    assert store.rows("SELECT count(*) FROM key_changes") == [(len(names),)]
 
 
 def test_a_clock_that_was_set_back(store: Kept) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,18 @@ from hypothesis import strategies as st
 
 import fuzz
 from cf_messaged.budget import Budget
-from cf_messaged.keyring import MAX_STRANGERS, Held, Keyring, Strangers, listed, make, put, read_strangers, write
+from cf_messaged.keyring import (
+    MAX_STRANGERS,
+    SETTLED_NS,
+    Held,
+    Keyring,
+    Strangers,
+    listed,
+    make,
+    put,
+    read_strangers,
+    write,
+)
 from cf_messaged.times import rfc3339
 from cf_messaged.zap import Handler
 from cf_messaging.keys import answered, certificate
@@ -350,6 +362,68 @@ def test_what_is_gone_keeps_nobody_out(tmp_path: Path) -> None:
     write(tmp_path / "accepted/web1.key", certificate(bytes([1]) * 32))
     (tmp_path / "accepted/web2.key").symlink_to("nowhere")
     assert Keyring(str(tmp_path)).names() == {bytes([1]) * 32: "web1"}
+
+
+def test_what_cannot_be_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link that leads to itself lets nobody in, and keeps nobody else out, with one line of log; where it may be what
+    keeps somebody out, nobody is let in.
+    """
+    make(str(tmp_path))
+    write(tmp_path / "accepted/web1.key", certificate(bytes([1]) * 32))
+    (tmp_path / "accepted/web2.key").symlink_to("web2.key")
+    (tmp_path / "trusted/host.pub").symlink_to("host.pub")
+    keyring = Keyring(str(tmp_path))
+    for number in range(3):
+        assert keyring.names() == {bytes([1]) * 32: "web1"}
+        write(tmp_path / "accepted/other", f"{number}")
+    assert [each.message.partition(":")[0] for each in caplog.records] == [
+        "nobody is let in by it",
+        "nobody is enrolled by it",
+    ]
+    (tmp_path / "revoked/web3.key").symlink_to("web3.key")
+    wait_for(lambda: keyring.names() == {})
+
+
+def test_a_certificate_that_is_written_in_place(tmp_path: Path) -> None:
+    """Its folder does not change by that, and its time may be set back."""
+    make(str(tmp_path))
+    path = tmp_path / "accepted/web1.key"
+    path.write_text(certificate(bytes([1]) * 32))
+    keyring = Keyring(str(tmp_path))
+    wait_for(lambda: keyring.names() == {bytes([1]) * 32: "web1"})
+    time.sleep(2 * SETTLED_NS / 1e9)
+    before = os.stat(path)
+    path.write_text(certificate(bytes([2]) * 32))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    wait_for(lambda: keyring.names() == {bytes([2]) * 32: "web1"})
+
+
+def test_what_is_listed_is_what_counts(tmp_path: Path) -> None:
+    """Of a key in several folders, and of a host that was revoked, whatever else is there."""
+    directory = str(tmp_path)
+    make(directory)
+    mine, other = host_key("mine"), host_key("other")
+    for name, host in (("mine", mine), ("other", other)):
+        (tmp_path / f"trusted/{name}.pub").write_bytes(host.pem)
+    for number, host_digest in enumerate(("", "", mine.digest, mine.digest, other.digest), 1):
+        put(directory, "accepted", Held(bytes([number]) * 32, f"web{number}", f"web{number}.key", host_digest), "")
+    put(directory, "revoked", Held(bytes([1]) * 32, "web1", "web1.key"), "")
+    put(directory, "rejected", Held(bytes([2]) * 32, "web2", "web2.key"), "")
+    put(directory, "revoked", Held(bytes([3]) * 32, "web3", "web3.key", mine.digest), "")
+    states = {row["node"]: row["state"] for row in listed(directory)}
+    expected = {"web1": "revoked", "web2": "rejected", "web3": "revoked", "web4": "untrusted", "web5": "accepted"}
+    assert states == expected and list(Keyring(directory).names().values()) == ["web5"]
+
+
+def test_a_key_of_a_host_that_was_revoked(tmp_path: Path) -> None:
+    """Accepting it would let nobody in, so it is not done."""
+    make(str(tmp_path))
+    mine = host_key("mine").digest
+    put(str(tmp_path), "waiting", Held(bytes([1]) * 32, "web1", "web1.key", mine), "")
+    put(str(tmp_path), "revoked", Held(bytes([2]) * 32, "web1", "web1.key", mine), "")
+    ended = cf_messaged("keys", "--keys-dir", str(tmp_path), "accept", 32 * "01")
+    assert ended.returncode == 1 and f"{mine} was revoked, and with it all its keys" in ended.stderr
+    assert not list((tmp_path / "accepted").iterdir())
 
 
 def test_strangers_are_bounded(tmp_path: Path) -> None:
