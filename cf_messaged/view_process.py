@@ -144,12 +144,13 @@ class ViewProcess:
         return self._ended(self._question, REFUSED, reason)
 
     def close(self) -> None:
-        if self.pipe is not None:
-            self.pipe.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        self._process = self.pipe = self._question = None
+        pipe, process = self.pipe, self._process
+        self.pipe = self._process = self._question = None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.kill()
+            process.join()
 
     def _pipe(self) -> Connection:
         if self.pipe is None:
@@ -157,10 +158,12 @@ class ViewProcess:
         return self.pipe
 
     def _start(self) -> None:
+        """One that could not be started is none that could be killed. Raises OSError."""
         self.pipe, theirs = self._spawn.Pipe()
-        self._process = self._spawn.Process(target=serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
+        with theirs:
+            process = self._spawn.Process(target=serve, args=(theirs,), daemon=True)
+            process.start()
+        self._process = process
 
     def _ended(self, question: Question, status: str, reason: str) -> Reply:
         self.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,32 @@ def test_a_process_of_views_that_ends_by_itself(start: Start, plain: zmq.Context
     assert node.ask("nodes").status == ANSWERED
     assert listener.end() == 0
     assert "views answered 2" in listener.heard[-1] and "refused 0" in listener.heard[-1]
+
+
+@pytest.mark.parametrize("left", [1, 2, 4])
+def test_a_process_of_views_that_cannot_be_started(start: Start, plain: zmq.Context[Socket], left: int) -> None:
+    """Where descriptors run out, at its pipe or after that, who asks is told; once there are some, all goes on."""
+    listener = start()
+    node = Node(plain, listener.endpoint)
+    assert node.say(event(1)).status == STORED
+    with few_descriptors(listener, left):
+        told = node.ask("nodes")
+        assert told.status == LATER and "the process that runs views cannot be asked" in told.reason
+        assert "Too many open files" in told.reason
+        assert node.say(event(2)).status == STORED
+    assert node.ask("nodes").status == ANSWERED
+
+
+@contextmanager
+def few_descriptors(listener: Listener, left: int) -> Iterator[None]:
+    """So many more it may open."""
+    pid = listener.process.pid
+    allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    last = next(itertools.islice((number for number in itertools.count() if number not in taken), left - 1, None))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (last + 1, allowed[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
 
 
 def test_parameters_of_a_view_are_bounded(start: Start, plain: zmq.Context[Socket]) -> None:
