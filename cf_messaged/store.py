@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from cf_messaged.forgetting import Forgetting
 from cf_messaged.intake import Verdict
 from cf_messaged.journal import KeyChange
 from cf_messaged.news import LAST, event_of
-from cf_messaged.publisher import CHUNK_BYTES, Key, Value, bounds
+from cf_messaged.publisher import CHUNK_BYTES, Bounds, Key, Value, bounds
 from cf_messaged.statements import statements
 from cf_messaged.tables import history, identity, latest
 from cf_messaging.wire import Event
@@ -97,16 +97,10 @@ class Store:
         with self._in_words():
             self._news.begin()
         begun = bounds(prefix)
-        if not begun.kinds:
-            return []
-        key = latest.c.kind, latest.c.name, latest.c.node
-        wanted = [latest.c.kind.in_(begun.kinds), latest.c.name >= begun.first]
-        wanted += [latest.c.name < begun.end] if begun.end is not None else []
-        wanted += [sa.tuple_(*key) > sa.tuple_(*map(sa.literal, after))] if after else []
-        # A page may be too large to be fetched as a whole.
-        page = LAST.where(*wanted).order_by(*key).limit(limit).execution_options(stream_results=True, max_row_buffer=16)
-        with self._transaction() as connection, connection.execute(page) as rows:
-            return _page(rows)
+        kinds = [kind for kind in sorted(begun.kinds) if after is None or kind >= after[0]]
+        with self._transaction() as connection:
+            pages = (_page(connection, _values(kind, begun, after).limit(limit)) for kind in kinds)
+            return next(filter(None, pages), [])
 
     def forget(self, node: str, name: str | None = None, told: Callable[[int], None] = lambda _: None) -> int:
         """Removes what is kept of a node, or of one name of it; returns how many rows. Ids stay taken. told: how many
@@ -226,15 +220,25 @@ class Store:
         return connection
 
 
-def _page(rows: Iterable[Any]) -> list[Value]:
-    """As many as are not too large together, but one at least."""
+def _values(kind: str, begun: Bounds, after: Key | None) -> sa.Select[Any]:
+    """Of one kind, whose index is entered where they begin; of several, all that comes before would be read too."""
+    name, node = after[1:] if after and after[0] == kind else (begun.first, "")
+    place = latest.c.name, latest.c.node
+    wanted = [latest.c.kind == kind, sa.tuple_(*place) > sa.tuple_(sa.literal(name), sa.literal(node))]
+    wanted += [latest.c.name < begun.end] if begun.end is not None else []
+    return LAST.where(*wanted).order_by(*place)
+
+
+def _page(connection: sa.Connection, wanted: sa.Select[Any]) -> list[Value]:
+    """As many as are not too large together, but one at least if there is one; nor are they fetched as a whole."""
     page: list[Value] = []
     size = 0
-    for row in rows:
-        page.append(Value(row.kind, row.name, row.node, encode_event(event_of(row))))
-        size += len(page[-1].frame)
-        if size > CHUNK_BYTES:
-            break
+    with connection.execute(wanted.execution_options(stream_results=True, max_row_buffer=16)) as rows:
+        for row in rows:
+            page.append(Value(row.kind, row.name, row.node, encode_event(event_of(row))))
+            size += len(page[-1].frame)
+            if size > CHUNK_BYTES:
+                break
     return page
 
 

@@ -19,13 +19,15 @@ from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cf_messaged.database import StoreUnavailable, database
+from cf_messaged.database import Limits, StoreUnavailable, database
 from cf_messaged.intake import Verdict
+from cf_messaged.publisher import topic_of
 from cf_messaged.store import Store, newest_revision, summary
 from cf_messaged.tables import metadata
-from cf_messaging.wire import DUPLICATE, REFUSED, STORED, Event
+from cf_messaging.wire import DUPLICATE, KINDS, REFUSED, STORED, Event
 from listener import OTHER_STREAM, STREAM, event
 from postgres import Kept, Server, rows
+from test_publisher import NAMES, NODES, prefixes
 
 SECOND = 1_000_000
 HOSTILE = "'; DROP TABLE latest; --\" \\ % :name ? \u0000 \u202e 💥"
@@ -474,3 +476,59 @@ def test_a_page_of_last_values_is_bounded(store: Kept) -> None:
         after = page[-1].key
     assert len(pages) > 1 and [name for page in pages for name in page] == [f"{number:02d}" for number in range(1, 21)]
     assert store.last(b"state/0", None, 256)[0].name == "01" and store.last(b"nothing/", None, 256) == []
+
+
+EVERYTHING = [
+    (kind, name, node) for kind in KINDS for name in NAMES for node in NODES[: 1 if kind == "common" else None]
+]
+
+
+@pytest.fixture
+def full(store: Kept) -> Kept:
+    """With a value of each kind, name and node."""
+    streams = {node: f"{number:032x}" for number, node in enumerate(NODES)}
+    said = enumerate(EVERYTHING, 1)
+    add(store, *(event(number, *key[:2], node=key[2], stream=streams[key[2]]) for number, key in said))
+    return store
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # nothing is written
+@given(prefixes, st.integers(1, 40))
+def test_pages_are_all_that_matches_in_order(full: Kept, prefix: bytes, limit: int) -> None:
+    """Whatever begins or ends in the middle of a page, of a name, or of a kind."""
+    pages, after = [], None
+    while page := full.last(prefix, after, limit):
+        pages.append([value.key for value in page])
+        after = page[-1].key
+    found = [key for page in pages for key in page]
+    assert found == sorted(set(found)) and all(len(page) <= limit for page in pages)
+    wanted = sorted(key for key in EVERYTHING if topic_of(*key).startswith(prefix))
+    assert [key for key in found if topic_of(*key).startswith(prefix)] == wanted
+
+
+def asked_first(work: Callable[[], object]) -> tuple[str, Any]:
+    """The statement that it begins with, and its values."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: object, cursor: object, statement: str, values: object, *_: object) -> None:
+        asked.append((statement, values))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    work()
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    return asked[0]
+
+
+@pytest.mark.parametrize("prefix", [b"", b"st", b"state/", b"state/a", b"state/a/n"])
+def test_a_page_reads_nothing_that_comes_before_it(store: Kept, prefix: bytes) -> None:
+    """Its index is entered where it begins, in the middle of a kind, and has its order."""
+    statement, values = asked_first(lambda: store.last(prefix, ("state", "a", "b"), 10))
+    with database(store.url).reading(Limits()) as connection:
+        if isinstance(connection, sqlite3.Connection):
+            plan = str(connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall())
+            entered = "sqlite_autoindex_latest_1 (kind=? AND (name,node)>(?,?)"
+        else:
+            connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off")
+            plan = str(connection.execute(f"EXPLAIN {statement}", values).fetchall())
+            entered = "AND (ROW(name, node) > ROW("
+        assert entered in plan and "TEMP B-TREE" not in plan and "Sort" not in plan
