@@ -78,16 +78,10 @@ class Batch:
         self._seen: list[_Row] = []
         self._history: list[_Row] = []
         self._changes: list[_Row] = []
-        self.news: list[Event] = []  # what is certainly newer than all that was there
+        self.news: list[Event] = []  # what has become the latest of its name
 
     def take(self) -> list[Verdict]:
-        verdicts = []
-        for new in self._arrivals:
-            had = self._stream(new).have
-            verdict = self._decide(new, had)
-            if verdict.status == STORED and new.sequence > had:
-                self.news.append(new.event)
-            verdicts.append(verdict)
+        verdicts = [self._decide(new, self._stream(new).have) for new in self._arrivals]
         self._write()
         return verdicts
 
@@ -168,6 +162,7 @@ class Batch:
     def _keep(self, new: Arrival) -> str | None:
         """Returns a note of static information that changed."""
         stream, kind = self._stream(new), KINDS[new.event.kind]
+        comes_late = new.sequence <= stream.have
         stream.have = max(stream.have, new.sequence)
         self._digests[stream.id, new.sequence] = new.digest
         row = {"stream_id": stream.id, "sequence": new.sequence, "received": new.received}
@@ -178,31 +173,28 @@ class Batch:
             self._history.append({**said, "row": self.last_row, "kind": kind.name, "data": new.data})
         if kind.single:
             self._speakers[new.event.name] = new.event.node
-        before = self._latest_value(new) if kind.name == "static" else None
-        if not self._set_latest(new, said) or before in (None, new.data):
+        before = self._before(new) if comes_late or kind.name == "static" else None
+        if before and before["stream_id"] == stream.id and before["sequence"] >= new.sequence:
             return None
-        self._changes.append({**said, "before": before, "after": new.data})
+        self._set_latest(new, said)
+        if kind.name != "static" or before is None or before["data"] == new.data:
+            return None
+        self._changes.append({**said, "before": before["data"], "after": new.data})
         return f"static information {new.event.name} of {new.event.node} changed"
 
-    def _latest_value(self, new: Arrival) -> str | None:
-        """The value that this one takes the place of; None if there is none, or a newer one."""
-        row = self._latest.get(new.key)
-        if row is None:
-            kind, name, node = new.key
-            found = self._run(self._sql.latest_value, {"kind": kind, "name": name, "node": node})
-            row = {"data": found[0][0], "stream_id": found[0][1], "sequence": found[0][2]} if found else None
-        if row is None or (row["stream_id"] == self._stream(new).id and row["sequence"] > new.sequence):
-            return None
-        return str(row["data"])
+    def _before(self, new: Arrival) -> _Row | None:
+        """The latest value of its name so far."""
+        if new.key in self._latest:
+            return self._latest[new.key]
+        kind, name, node = new.key
+        found = self._run(self._sql.latest_value, {"kind": kind, "name": name, "node": node})
+        return {"data": found[0][0], "stream_id": found[0][1], "sequence": found[0][2]} if found else None
 
-    def _set_latest(self, new: Arrival, said: _Row) -> bool:
-        """False if a newer value of this batch stays."""
-        event, before = new.event, self._latest.get(new.key)
-        if before and before["stream_id"] == said["stream_id"] and before["sequence"] > new.sequence:
-            return False
+    def _set_latest(self, new: Arrival, said: _Row) -> None:
+        event = new.event
         told = {"refresh": event.refresh, "policy": _plain(event.policy), "handle": _plain(event.handle)}
         self._latest[new.key] = {**said, **told, "kind": event.kind, "data": new.data}
-        return True
+        self.news.append(event)
 
     def _write(self) -> None:
         have = [{"stream_id": stream.id, "highest": stream.have} for stream in self._streams.values()]

@@ -35,7 +35,7 @@ class News(Protocol):
     """What becomes the latest, for those who publish it: of one name the older value never after the newer one."""
 
     def stored(self, events: Sequence[Event]) -> None:
-        """This process has committed them, and they are newer than all that was there."""
+        """This process has committed them, and each was the latest of its name then."""
 
     def begin(self) -> None:
         """From now on: what is committed later is told by `take`. Harmless when it has begun."""

@@ -94,7 +94,6 @@ def _upserts(insert: Any, batch: Any) -> dict[str, Any]:
         "set_latest": set_latest.on_conflict_do_update(
             index_elements=["kind", "name", "node"],
             set_={column.name: new[column.name] for column in latest.c if not column.primary_key},
-            where=sa.or_(latest.c.stream_id != new.stream_id, latest.c.sequence < new.sequence),
         ),
     }
 

@@ -18,7 +18,7 @@ import fuzz
 from cf_messaged.publisher import INTERVAL_S
 from cf_messaging.wire import MAX_TOPIC_BYTES, STORED, Event, decode_event
 from joiners import Joiners
-from listener import Listener, Node, event
+from listener import Listener, Node, event, subscriber
 from peers import Socket, scaled
 from test_service import Start, start, statuses  # noqa: F401 - a fixture
 
@@ -77,6 +77,22 @@ def test_the_last_values_then_each_new_one(node: Node, subscribe: Subscribe) -> 
     new = [event(number, name="new", data=number) for number in range(11, 60)]
     assert set(statuses(node.say_all(new))) == {STORED}
     assert [heard(late).data for _ in new] == list(range(11, 60))
+
+
+def test_what_comes_late_is_new_if_nothing_newer_is_there(
+    fresh: Callable[..., str],
+    start: Start,  # noqa: F811
+    plain: zmq.Context[Socket],
+) -> None:
+    """By name: a higher number of the same stream, of another name, takes nothing from it."""
+    listener = start(url=fresh())
+    node, late = Node(plain, listener.endpoint), subscriber(plain, listener, None, b"")
+    node.say_all([event(1, "common", "dns", "old"), event(4, name="load")])
+    assert {heard(late).name for _ in range(2)} == {"dns", "load"}
+    for said in (event(3, "common", "dns", "new"), event(2, "common", "dns", "older"), event(5, name="the end")):
+        assert node.say(said).status == STORED
+    assert [row["data"] for row in node.ask("common").rows] == ["new"]
+    assert [(each.name, each.data) for each in (heard(late), heard(late))] == [("dns", "new"), ("the end", 1)]
 
 
 @pytest.mark.parametrize(
