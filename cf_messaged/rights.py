@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -51,7 +52,13 @@ class Rights:
 
 
 def _is_in(text: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
+    return any(fnmatchcase(text, _literal(pattern)) for pattern in patterns)
+
+
+@lru_cache(1000)
+def _literal(pattern: str) -> str:
+    """All of it but *: fnmatch knows [ and ? too, which are in names of information."""
+    return re.sub(r"[\[?]", r"[\g<0>]", pattern)
 
 
 def read(tables: Sequence[Any]) -> list[Rule]:

@@ -88,6 +88,15 @@ def test_what_a_node_may_subscribe_to(node: str, topic: str, may: bool) -> None:
     assert Rights(read(RULES)).may_subscribe(node, topic.encode()) is may
 
 
+@pytest.mark.parametrize("name", ["disk[0]", "up?", "a[!b]", "[", "[[]", "]", "\\d", "two\nlines", "a.b"])
+def test_nothing_but_a_star_is_more_than_itself(name: str) -> None:
+    """A name is its own pattern, and of no other one; a star is any text, also with a line's end in it."""
+    rules = Rights(read([{"nodes": ["*"], "say": [f"state/{name}", f"common/{name}*"]}]))
+    others = ["disk0", "up", "up2", "ac", "", "a", "d", "7", "two lines", "axb"]
+    assert rules.may_say("web1", "state", name) and not any(rules.may_say("web1", "state", each) for each in others)
+    assert rules.may_say("web1", "common", f"{name}\nany") and not rules.may_say("web1", "common", "axb")
+
+
 @given(st.lists(st.text("ab/*?é", max_size=4), min_size=1, max_size=3), st.binary(max_size=8), st.binary(max_size=8))
 def test_a_longer_topic_is_never_more(patterns: list[str], topic: bytes, more: bytes) -> None:
     """Who may subscribe to all that begins so may subscribe to all that begins so and goes on, also within a letter."""
