@@ -190,7 +190,7 @@ def _say(link: Link, talk: Conversation, until: float, deadline: float, done: Ex
     if talk.pattern.socket == "XPUB":
         _await_subscribers(link, talk, until)
     losses = link.losses
-    for payload in talk.payloads[done.said :]:
+    for payload in talk.payloads:
         if not link.send([talk.topic, payload] if talk.pattern.socket == "XPUB" else [payload], deadline):
             detail = f"{done.said} of {len(talk.payloads)} messages were handed over, then the peer took no more"
             raise Failure(Reason.TIMED_OUT, detail, link.endpoint)

@@ -14,7 +14,7 @@ from .conversations import Exchanged, hold
 from .files import check_descriptors
 from .link import Link, NotLetIn, Security
 from .outcomes import Failure, Reason, worst
-from .patterns import ASK
+from .patterns import ASK, PAIR, SAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Exchange:
             others -= 1
             if self._held_at(endpoint, others, talk, deadline, done, missed):
                 return done
-            if _is_final(missed[-1], deadline):
+            if _is_final(missed[-1], talk, done, deadline):
                 break
         done.failures.append(worst(missed))
         return done
@@ -106,7 +106,7 @@ class Exchange:
             if came_of_it is None:
                 return True
             missed.append(came_of_it)
-            if _is_final(came_of_it, deadline):
+            if _is_final(came_of_it, talk, done, deadline):
                 break
         return False
 
@@ -121,7 +121,7 @@ class Exchange:
             return failure
         for keyed in sorted(each_key, key=lambda each: not self._is_open(each, place.address)):
             came_of_it = self._tried_with(keyed, place, deadline, done)
-            if came_of_it is None or came_of_it.reason is not Reason.REFUSED:
+            if came_of_it is None or came_of_it.reason is not Reason.REFUSED or _is_handed_over(talk, done):
                 return came_of_it
             refused.append(came_of_it)
         return worst(refused)
@@ -165,7 +165,9 @@ class Exchange:
         try:
             self._attempt(talk, place, deadline, done)
         except NotLetIn as refusal:
-            if not (talk.node and self._enrolment.enrol(talk, place.endpoint, place.until, refusal)):
+            if _is_handed_over(talk, done) or not (
+                talk.node and self._enrolment.enrol(talk, place.endpoint, place.until, refusal)
+            ):
                 raise
             self._attempt(talk, place, deadline, done)
 
@@ -285,9 +287,14 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     ending.join(2 * _LINGER_MS / 1000)
 
 
-def _is_final(failure: Failure, deadline: float) -> bool:
+def _is_final(failure: Failure, talk: Conversation, done: Exchanged, deadline: float) -> bool:
     """Whether no other endpoint is worth a try after this failure."""
-    return failure.reason not in _ELSEWHERE or monotonic() >= deadline
+    return failure.reason not in _ELSEWHERE or _is_handed_over(talk, done) or monotonic() >= deadline
+
+
+def _is_handed_over(talk: Conversation, done: Exchanged) -> bool:
+    """Whether messages went to a peer that does not acknowledge them: it may have them, so no other is told."""
+    return done.said > 0 and talk.pattern.conversation in (SAY, PAIR)
 
 
 def _remembered(failure: Failure) -> Failure:

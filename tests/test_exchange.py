@@ -385,6 +385,36 @@ def test_an_endpoint_that_dies_during_the_request(exchange: Exchange, plain: Con
     assert payloads_of(results[0]) == [b"x"] and results[0].endpoint == endpoint
 
 
+@pytest.mark.parametrize(("pattern", "kind", "other"), [("push", "pull", zmq.PULL), ("pair", "pair-silent", zmq.PAIR)])
+def test_what_one_peer_was_handed_is_not_told_to_the_next(
+    exchange: Exchange,
+    plain: Context,
+    peer: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: str,
+    kind: str,
+    other: int,
+) -> None:
+    """It left while it was told: what it has of it nobody knows, and the next endpoint has none of it."""
+    leaving, original = peer(kind), Link.send
+
+    def send(link: Link, frames: list[bytes], deadline: float) -> bool:
+        is_sent = original(link, frames, deadline)
+        leaving.kill()
+        wait_until_told(link)
+        return is_sent
+
+    monkeypatch.setattr(Link, "send", send)
+    next_one, endpoint = bound(plain, other)
+    done = exchange.converse(
+        talk(pattern, leaving.endpoint, endpoint, payloads=[b"1", b"2"], answers=0), monotonic() + FOR_EVER
+    )
+    failure = failed(done)
+    assert failure.reason is Reason.UNREACHABLE and "some may be lost" in str(failure)
+    assert done.endpoint == leaving.endpoint and endpoint not in str(failure)
+    next_one.close()
+
+
 def test_the_last_endpoint_is_waited_for(
     exchange: Exchange, plain: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
