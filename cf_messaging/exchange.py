@@ -55,8 +55,9 @@ class Exchange:
         self._door: Door | None = None
         self._addresses: dict[str, list[str]] = {}
         self._unresolved: dict[str, Failure] = {}  # by endpoint
-        self._hopeless: dict[tuple[str, Curve | None], Failure] = {}  # by address and keys
-        self._silences: dict[tuple[str, Curve | None], int] = {}
+        # By address, keys and, where it is silent to those who want a topic, that topic.
+        self._hopeless: dict[tuple[str, Curve | None, bytes], Failure] = {}
+        self._silences: dict[tuple[str, Curve | None, bytes], int] = {}
         self._enrols: Enrolment | None = None
 
     def converse(self, talk: Conversation, deadline: float) -> Exchanged:
@@ -145,18 +146,23 @@ class Exchange:
         return link is not None and link.peers > 0
 
     def _tried_with(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> Failure | None:
-        where = place.address, talk.curve
-        hopeless = self._hopeless.get(where)
+        anywhere, here = (place.address, talk.curve, b""), (place.address, talk.curve, _topic(talk))
+        hopeless = self._hopeless.get(anywhere) or self._hopeless.get(here)
         if hopeless and not talk.bind:
             return hopeless
         if hopeless:  # somebody may have come meanwhile to a bound socket: look, but hardly wait
             place = place._replace(until=monotonic() + _LOOK_S)
+        before, came_of_it = len(done.received), None
         try:
             self._let_in(talk, place, deadline, done)
         except Failure as failure:
-            self._learn(where, failure, done)
-            return failure
-        return None
+            came_of_it = failure
+        if came_of_it is None or len(done.received) > before:
+            self._silences.pop(anywhere, None)
+            self._silences.pop(here, None)
+        else:
+            self._learn(here if came_of_it.reason is Reason.TIMED_OUT else anywhere, place, came_of_it)
+        return came_of_it
 
     def _let_in(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> None:
         """Hold the conversation, if need be after this node has enrolled. Raises Failure."""
@@ -198,12 +204,15 @@ class Exchange:
                 raise
         return self._addresses[endpoint]
 
-    def _learn(self, where: tuple[str, Curve | None], failure: Failure, done: Exchanged) -> None:
+    def _learn(self, where: tuple[str, Curve | None, bytes], place: Candidate, failure: Failure) -> None:
         if failure.reason in (Reason.UNREACHABLE, Reason.LOCAL):
             self._hopeless[where] = _remembered(failure)
-        elif failure.reason in _ELSEWHERE and not done.received:
+        elif failure.reason in _ELSEWHERE:
             self._silences[where] = self._silences.get(where, 0) + 1
             if self._silences[where] >= _SILENCES_ENOUGH:
+                if failure.reason is Reason.TIMED_OUT:  # its words are of what that promise wanted
+                    detail = f"{_SILENCES_ENOUGH} promises have waited in vain"
+                    failure = Failure(failure.reason, detail, place.endpoint)
                 self._hopeless[where] = _remembered(failure)
 
     def _link(self, talk: Conversation, candidate: Candidate) -> Link:
@@ -220,7 +229,7 @@ class Exchange:
 
     @staticmethod
     def _key(talk: Conversation, address: str) -> tuple[Any, ...]:
-        return talk.pattern.socket, address, talk.bind, talk.topic if talk.pattern.socket == "SUB" else b"", talk.curve
+        return talk.pattern.socket, address, talk.bind, _topic(talk), talk.curve
 
     def _security(self, curve: Curve) -> Security:
         """Keys are read when they are needed, which may make this node's own. Raises Failure."""
@@ -295,6 +304,11 @@ def _is_final(failure: Failure, talk: Conversation, done: Exchanged, deadline: f
 def _is_handed_over(talk: Conversation, done: Exchanged) -> bool:
     """Whether messages went to a peer that does not acknowledge them: it may have them, so no other is told."""
     return done.said > 0 and talk.pattern.conversation in (SAY, PAIR)
+
+
+def _topic(talk: Conversation) -> bytes:
+    """By which its socket is another one: of a SUB."""
+    return talk.topic if talk.pattern.socket == "SUB" else b""
 
 
 def _remembered(failure: Failure) -> Failure:

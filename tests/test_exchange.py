@@ -275,7 +275,40 @@ def test_silence_is_waited_for_twice(exchange: Exchange, plain: Context, pattern
         assert silent.reason is Reason.TIMED_OUT and SEEN_BEFORE not in str(silent)
     later = failed(exchange.converse(talk(pattern, endpoint), monotonic() + FOR_EVER))
     assert later.reason is Reason.TIMED_OUT and SEEN_BEFORE in str(later)
+    assert "waited in vain" in str(later) and "0 of" not in str(later)  # not the words of another promise
     peer.close(0)
+
+
+def test_an_answer_ends_a_silence(exchange: Exchange, plain: Context) -> None:
+    """Who speaks between two silences is waited for again, each time."""
+    pusher, endpoint = bound(plain, zmq.PUSH)
+    for number in range(4):
+        sending = in_background(partial(pusher.send, b"%d" % number))
+        assert payloads_of(exchange.converse(talk("pull", endpoint), in_time())) == [b"%d" % number]
+        sending.join(scaled(30))
+        silent = failed(exchange.converse(talk("pull", endpoint), monotonic() + 0.01))
+        assert silent.reason is Reason.TIMED_OUT and SEEN_BEFORE not in str(silent)
+
+
+def test_silence_is_of_one_topic(exchange: Exchange, plain: Context) -> None:
+    """A publisher that has nothing of two topics, and of one of them never, is listened to for the third."""
+    publisher, endpoint = bound(plain, zmq.XPUB)
+
+    def say_to_subscriber(topic: bytes) -> None:
+        assert publisher.recv() == b"\1" + topic
+        publisher.send_multipart([topic, b"value"])
+
+    for topic in (b"a", b"b", b"c"):
+        saying = in_background(partial(say_to_subscriber, topic))
+        assert payloads_of(exchange.converse(talk("subscribe", endpoint, topic=topic), in_time())) == [b"value"]
+        saying.join(scaled(30))
+    for topic in (b"a", b"b", b"b"):
+        silent = failed(exchange.converse(talk("subscribe", endpoint, topic=topic), monotonic() + 0.01))
+        assert silent.reason is Reason.TIMED_OUT and SEEN_BEFORE not in str(silent)
+    later = failed(exchange.converse(talk("subscribe", endpoint, topic=b"b"), monotonic() + FOR_EVER))
+    assert later.reason is Reason.TIMED_OUT and SEEN_BEFORE in str(later)
+    publisher.send_multipart([b"c", b"news"])
+    assert payloads_of(exchange.converse(talk("subscribe", endpoint, topic=b"c"), in_time())) == [b"news"]
 
 
 def test_a_handshake_without_end_is_waited_for_twice(exchange: Exchange) -> None:
