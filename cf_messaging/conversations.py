@@ -53,7 +53,7 @@ def hold(talk: Conversation, link: Link, until: float, deadline: float, patient:
     elif talk.pattern.conversation == ANSWER:
         _answer(link, talk, deadline if link.peers else until, done)
     elif listens(talk):
-        _hear(link, talk, deadline if link.peers else until, done)
+        _hear(link, talk, deadline if link.peers else until, done, link.owed)
     else:
         _say(link, talk, until, deadline, done)
 
@@ -151,15 +151,21 @@ def _opened(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     return frames[:end], frames[end:]
 
 
-def _hear(link: Link, talk: Conversation, until: float, done: Exchanged) -> None:
+def _hear(link: Link, talk: Conversation, until: float, done: Exchanged, late: int) -> None:
+    """late: how many answers to what earlier promises said come first, which must not be taken for messages of now."""
     while talk.answers is None or len(done.messages) < talk.answers:
         frames = link.receive(until)
         if frames is None:
             break
+        link.owed = max(0, link.owed - 1)
+        if late:
+            late -= 1
+            continue
         topic = frames.pop(0) if talk.pattern.socket == "SUB" and len(frames) > 1 else b""
         _keep(link, frames, topic, done)
     of_topic = f" of topic '{talk.topic.decode('utf-8', 'replace')}'" if talk.topic else ""
-    _check_count(link, talk, len(done.messages), f"messages{of_topic} came")
+    behind = f" behind {late} late answers to earlier promises" if late else ""
+    _check_count(link, talk, len(done.messages), f"messages{of_topic} came{behind}")
 
 
 def _keep(link: Link, body: list[bytes], topic: bytes, done: Exchanged) -> None:
@@ -189,18 +195,19 @@ def _check_count(link: Link, talk: Conversation, count: int, what: str) -> None:
 def _say(link: Link, talk: Conversation, until: float, deadline: float, done: Exchanged) -> None:
     if talk.pattern.socket == "XPUB":
         _await_subscribers(link, talk, until)
-    losses = link.losses
+    losses, late = link.losses, link.owed
     for payload in talk.payloads:
         if not link.send([talk.topic, payload] if talk.pattern.socket == "XPUB" else [payload], deadline):
             detail = f"{done.said} of {len(talk.payloads)} messages were handed over, then the peer took no more"
             raise Failure(Reason.TIMED_OUT, detail, link.endpoint)
         done.said += 1
+        link.owed += bool(talk.answers)
     link.observe(deadline)
     if link.losses != losses and link.connects:
         detail = "the peer closed the connection while messages were handed over: some may be lost"
         raise Failure(Reason.UNREACHABLE, detail, link.endpoint)
     if talk.answers:
-        _hear(link, talk, deadline, done)
+        _hear(link, talk, deadline, done, late)
 
 
 def _await_subscribers(link: Link, talk: Conversation, until: float) -> None:

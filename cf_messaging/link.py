@@ -79,6 +79,7 @@ class Link:
         "is_flooded",
         "kind",
         "losses",
+        "owed",
         "peers",
         "serial",
         "socket",
@@ -99,6 +100,7 @@ class Link:
         self.address = address
         self.peers = 0  # connections whose handshake succeeded and that were not seen to end
         self.losses = 0  # connections that ended after their handshake
+        self.owed = 0  # answers of a PAIR that may still come: its peer might not hear a new connection instead
         self.serial = 0  # of the numbered requests that were asked here
         self.subscriptions: dict[int, set[bytes]] = {}  # XPUB: file descriptor of a subscriber -> its prefixes
         self.connects = not talk.bind

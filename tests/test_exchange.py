@@ -365,6 +365,38 @@ def test_an_address_that_cannot_be_bound_is_tried_once(exchange: Exchange, plain
     owner.close(0)
 
 
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_late_answer_of_a_pair_is_not_the_next_ones(
+    exchange: Exchange, plain: Context, tmp_path: Path, bind: bool
+) -> None:
+    """It comes when its promise has given up; those that follow have their own, and who listens does not hear it."""
+    other, address = plain.socket(zmq.PAIR), f"ipc://{tmp_path}/s"
+    other.rcvtimeo = int(scaled(30) * 1000)
+    (other.connect if bind else other.bind)(address)
+
+    def asked(*payloads: bytes, seconds: float = 30) -> Exchanged:
+        answers = len(payloads) or 1
+        return exchange.converse(talk("pair", address, payloads=payloads, answers=answers, bind=bind), in_time(seconds))
+
+    serving = echo(other, 1)
+    assert payloads_of(asked(b"first")) == [b"first"]
+    serving.join(scaled(30))
+    for number in range(2):
+        late = [b"late %d" % number, b"later %d" % number]
+        failure = failed(asked(*late, seconds=0.1))
+        assert failure.reason is Reason.TIMED_OUT and "0 of 2" in str(failure)
+        assert [other.recv(), other.recv()] == late
+        for answer in late:
+            other.send(answer)
+        serving = echo(other, 1)
+        assert payloads_of(asked(b"now %d" % number)) == [b"now %d" % number]
+        serving.join(scaled(30))
+    assert not asked(b"last", seconds=0.1).received
+    other.send(other.recv())
+    other.send(b"news")
+    assert payloads_of(asked()) == [b"news"]
+
+
 # ---- several endpoints, several addresses
 
 
