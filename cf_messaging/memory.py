@@ -238,9 +238,10 @@ class Memory:
         return stream, sequence
 
     def _begin_stream(self) -> None:
-        """A new stream, in which all that waits gets new ids."""
+        """A new stream, in which all that waits gets new ids; what was said since this copy was made is not known."""
         self._do("UPDATE stream SET id = ?", (os.urandom(16).hex(),))
         self._do("DELETE FROM heard")
+        self._do("DELETE FROM said")
         for sequence, event in self._do("SELECT sequence, event FROM queue ORDER BY sequence"):
             id = event_id(self._one("SELECT id FROM stream")[0], sequence)
             try:

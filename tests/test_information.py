@@ -413,17 +413,19 @@ def test_a_listener_that_lost_its_memory(agent: Agent, listen: Listen, change: l
 
 @pytest.mark.parametrize("options", [[], ["--strict"]], ids=["duplicate", "refused"])
 def test_an_older_copy_of_the_memory(agent: Agent, listen: Listen, options: list[str]) -> None:
-    """A node set back to an older copy uses ids again: it notices by `have`, and calls delivered only what is."""
+    """A node set back to an older copy uses ids again: it notices by `have`, calls delivered only what is, and says
+    again what it had said before.
+    """
     listener = listen(*options)
-    agent.run(policy({f"old {number}": says("static", listener.endpoint) for number in range(9)}))
+    agent.run(policy({f"old_{number}": says("static", listener.endpoint) for number in range(9)}))
     sql(memory_of(agent), "UPDATE stream SET next = 1")
-    sql(memory_of(agent), "DELETE FROM said")
     for _ in range(3):
         run = agent.run(policy({"new": says("static", listener.endpoint)}))
         has_it = ("new", "said") in listener.stored()
         assert ("new_delivered" in run.classes) <= has_it
     assert has_it and result(run, "new") == KEPT
     assert len({event["id"].split("-")[0] for event in listener.told("stored")}) == 2
+    assert result(agent.run(policy({"old_0": says("static", listener.endpoint)})), "old_0") == REPAIRED
 
 
 def test_another_agent_was_faster(tmp_path: Path) -> None:
