@@ -73,6 +73,7 @@ class Memory:
         self._report = report
         self._read_only = read_only
         self._looks_since = 0.0
+        self._inode = 0  # of the file that is open
         self._promised: dict[tuple[str, ...], float] = {}  # by endpoints, node, kind, name; not noted in the file yet
         self._connection = self._opened()
 
@@ -286,8 +287,10 @@ class Memory:
         if self._read_only:
             return _checked(self._look(), self._path, _prepare)
         self._make_file()
+        self._inode = _inode(self._path)
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
-        return _checked(connection, self._path, lambda new: _prepare_alone(new, self._path))
+        # SQLite does not wait where two change a new file to WAL.
+        return _checked(connection, self._path, lambda new: _alone(self._path, lambda: _prepare(new)))
 
     def _look(self) -> sqlite3.Connection:
         """A connection that writes nothing, not even the files that SQLite makes beside a database."""
@@ -307,17 +310,22 @@ class Memory:
             raise Failure(Reason.LOCAL, f"memory {self._path} cannot be made: {error.strerror}") from error
 
     def _set_aside(self, error: Exception) -> None:
-        """Rename a damaged file, and what SQLite keeps beside it. Raises Failure."""
+        """Rename a damaged file, unless another agent has done so and may have begun another. Raises Failure."""
+        try:
+            _alone(self._path, lambda: self._rename(error))
+        except OSError as trouble:
+            raise self._failure(trouble) from trouble
+
+    def _rename(self, error: Exception) -> None:
+        if _inode(self._path) != self._inode:
+            return
         number = 1
         while os.path.exists(f"{self._path}.damaged-{number}"):
             number += 1
         aside = f"{self._path}.damaged-{number}"
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(self._path + suffix):
-                    os.replace(self._path + suffix, aside + suffix)
-        except OSError as trouble:
-            raise self._failure(trouble) from trouble
+        for suffix in ("", "-wal", "-shm"):  # and what SQLite keeps beside it
+            if os.path.exists(self._path + suffix):
+                os.replace(self._path + suffix, aside + suffix)
         self._report(f"memory {self._path} is damaged ({error}): set aside as {aside}, started anew")
 
     def _read(self, statement: str, values: Iterable[object]) -> list[tuple[Any, ...]]:
@@ -385,16 +393,24 @@ def _checked(
         raise
 
 
-def _prepare_alone(connection: sqlite3.Connection, path: str) -> None:
-    """Of agents that come at once to a new memory, one prepares it. SQLite does not wait where two change to WAL."""
+def _alone(path: str, work: Callable[[], None]) -> None:
+    """Of agents that would make a new memory, or set a damaged one aside, at once, one does so after the other."""
     import fcntl  # here, as it is needed once in the life of a node
 
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        _prepare(connection)
+        work()
     finally:
         os.close(folder)
+
+
+def _inode(path: str) -> int:
+    """0 where there is no file."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

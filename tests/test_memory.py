@@ -549,6 +549,36 @@ def test_damage_that_shows_later(opened: Open, path: Path, reports: list[str]) -
     assert stored(memory, memory.waiting(HUB, 0, 1)[0].sequence) is False and knows(memory, A)
 
 
+# Another agent, which has opened the memory when it says so, and queues an event when it is told to.
+SECOND_AGENT = """
+import sys
+from cf_messaging.memory import Memory, Saying
+memory = Memory(sys.argv[1], lambda text: print(text, file=sys.stderr))
+print("opened", flush=True)
+sys.stdin.readline()
+saying = Saying("n", "state", "of another", "1")
+memory.queue("tcp://hub:5309", saying, False, lambda id: id.encode(), 1, 2**40)
+memory.close()
+"""
+
+
+def test_damage_that_shows_to_another_agent_too(opened: Open, path: Path, reports: list[str]) -> None:
+    """What the first one has begun anew is not set aside by the second, but used."""
+    filled(path)
+    command = [sys.executable, "-c", SECOND_AGENT, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "opened\n"
+        memory = opened()
+        overwritten(path)
+        put(memory, A)
+        assert len(reports) == 1
+        assert other.communicate("go on\n", timeout=scaled(60)) == ("", "") and other.returncode == 0
+    put(memory, LOAD)
+    memory.close()
+    assert names(opened()) == ["facts", "of another", "load"] and len(reports) == 1
+
+
 def test_a_lost_wal(opened: Open, path: Path, tmp_path: Path, reports: list[str]) -> None:
     """Without what was not yet in the file itself it works on, from what was there."""
     opened().close()
