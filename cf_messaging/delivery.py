@@ -23,6 +23,7 @@ _BATCH = 500  # events in flight at once
 _ON_DISK = (wire.STORED, wire.DUPLICATE)
 _TO_EVENTS = (*_ON_DISK, wire.REFUSED, wire.LATER)
 _MINUTE = 60
+_LONGEST_S = 86400  # that a listener is not asked again in a run
 
 # What came of events that were said. answers: by sequence; unusable: why an answer is none, by sequence; failure: why
 # not all were answered.
@@ -39,19 +40,26 @@ class Delivery:
         converse: Callable[[Conversation, float], Exchanged],
         log: Callable[[str, str], None],
         announced: Callable[[str], None],
+        put_off: dict[str, tuple[float, Failure]],
     ) -> None:
-        """converse: as Exchange.converse(); log: takes level and text; announced: takes the listener's next key."""
+        """converse: as Exchange.converse(); log: takes level and text; announced: takes the listener's next key.
+        put_off: which services want nothing yet, until when, and why; kept from one promise to the next.
+        """
         self._promise = promise
         self._memory = memory
         self._converse = converse
         self._log = log
         self._announced = announced
         self._service = promise.service
+        self._put_off = put_off
 
     def flush(self, sequence: int, started: float) -> Outcome | None:
         """Say what waits, in order: for half the time what was there before, then the event of this promise, then what
         is behind it. None if that event waits no more.
         """
+        until, why = self._put_off.get(self._service, (0.0, None))
+        if why and time.monotonic() < until:
+            return self._unsaid(why, sequence)
         timeout = self._promise.timeout
         half = started + timeout / 2
         failure = self._say_others(range(sequence), half)
@@ -63,7 +71,7 @@ class Delivery:
         heard = self._ask(own, started + timeout)
         answer = heard.answers.get(sequence)
         if answer is None or answer.status == wire.LATER:
-            failure = heard.unusable.get(sequence) or heard.failure or self._put_off(heard.answers.values())
+            failure = heard.unusable.get(sequence) or heard.failure or self._later(heard.answers.values())
             return self._unsaid(failure or Failure(Reason.TIMED_OUT, "no answer", self._service), sequence)
         self._say_others(self._samples_behind(sequence), half)
         if answer.status == wire.REFUSED:
@@ -105,7 +113,7 @@ class Delivery:
             self._tell(batch, heard)
             said += sum(answer.status in _ON_DISK for answer in heard.answers.values())
             oldest, after = oldest or batch[0].queued, batch[-1].sequence
-            failure = heard.failure or self._put_off(heard.answers.values())
+            failure = heard.failure or self._later(heard.answers.values())
         if said:
             events = "waiting event" if said == 1 else "waiting events"
             self._log("info", f"messages: {said} {events} stored by {self._service}, the oldest {_age(oldest)} old")
@@ -171,10 +179,14 @@ class Delivery:
         waiting = self._memory.waiting(self._service, sequence - 1, 1)
         return [event for event in waiting if event.sequence == sequence]
 
-    def _put_off(self, answers: Iterable[wire.Answer]) -> Failure | None:
+    def _later(self, answers: Iterable[wire.Answer]) -> Failure | None:
         """Why the listener wants events later, if any: what is younger than they are must not overtake them."""
         later = next((answer for answer in answers if answer.status == wire.LATER), None)
-        return Failure(Reason.REFUSED, f"not now: {later.reason}", self._service) if later else None
+        if not later:
+            return None
+        why = Failure(Reason.REFUSED, f"not now: {later.reason}", self._service)
+        self._put_off[self._service] = time.monotonic() + min(later.retry_after, _LONGEST_S), why
+        return why
 
 
 def talk(promise: Promise, payloads: list[bytes]) -> Conversation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from . import wire
 from .answers import decoded
@@ -47,6 +48,7 @@ class Information:
         self._log = log
         self._state_dir = state_dir
         self._next_keys: set[str] = set()  # that were told in this run
+        self._put_off: dict[str, tuple[float, Failure]] = {}  # as Delivery keeps it
         self._memories: dict[tuple[str, bool], Memory] = {}
         self._promised: dict[tuple[str, str, str], tuple[str, str]] = {}  # service, node, name -> value, place
 
@@ -77,7 +79,8 @@ class Information:
         sequence, lost = memory.queue(service, saying, promise.information.remembered, event, now, expires)
         if lost:
             self._log("error", f"messages: the queue for {service} is full, its {lost} oldest events are lost")
-        delivery = Delivery(promise, memory, self._converse, self._log, lambda key: self._announced(promise, key))
+        announced = partial(self._announced, promise)
+        delivery = Delivery(promise, memory, self._converse, self._log, announced, self._put_off)
         return delivery.flush(sequence, started) or _said_by_another(promise, memory, saying)
 
     def _check_unique(self, service: str, saying: Saying, place: str) -> None:

@@ -40,6 +40,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     add("--have", type=int, help="tell this of every stream")
     add("--drop-answers", type=int, default=0, help="do not answer so many first messages, but do what they ask for")
     add("--later", type=int, default=0, help="put off so many first events")
+    add("--retry-after", type=float, default=1.0, help="seconds, of what is put off")
     add("--refuse", action="append", default=[], help="information or a view of this name, more than once")
     add("--rows", default="", help="a file with the rows of every view, an array")
     add("--strict", action="store_true", help="refuse an id that was said before with other data")
@@ -111,15 +112,15 @@ def answered(event: Fields, store: Store, options: argparse.Namespace) -> Fields
     if event["subject"] in options.refuse:
         return {"status": "refused", "reason": f"'{event['subject']}' is not wanted"}
     if options.status:
-        more = {"view": "x", "rows": [], "time": TIME, "reason": options.reason, "retry_after": 1}
+        more = {"view": "x", "rows": [], "time": TIME, "reason": options.reason, "retry_after": options.retry_after}
         return {"status": options.status, **more}
     if kind == "enrol":
         if event["subject"] == "hello":
             return {"status": "challenged", "challenge": "5a" * 40}
-        return {"status": options.enrol, "reason": options.reason, "retry_after": 1}
+        return {"status": options.enrol, "reason": options.reason, "retry_after": options.retry_after}
     if options.later:
         options.later -= 1
-        return {"status": "later", "reason": "the disk is full", "retry_after": 1}
+        return {"status": "later", "reason": "the disk is full", "retry_after": options.retry_after}
     if kind == "view":
         return {"status": "answered", "view": event["subject"], "rows": ROWS, "time": TIME}
     if kind not in ("static", "dynamic", "state", "common"):

@@ -320,6 +320,24 @@ def test_later(agent: Agent, listen: Listen) -> None:
     assert result(run, "load") == REPAIRED and listener.stored() == [("load", "1"), ("load", "2")]
 
 
+def test_later_is_heeded(agent: Agent, listen: Listen) -> None:
+    """A listener that wants nothing for an hour is told one event in the run; the others wait with the same reason."""
+    listener = listen("--later", "99", "--retry-after", "3600")
+    promises = policy({name: says("state", listener.endpoint) for name in "abc"})
+    run = agent.run(promises)
+    assert {name: result(run, name) for name in "abc"} == dict.fromkeys("abc", queued("refused"))
+    assert len(run.errors) == 3 and all("the disk is full" in text for text in run.errors)
+    assert [event["subject"] for event in listener.heard()] == ["a"] and waiting(agent) == list("abc")
+
+
+def test_later_is_over(agent: Agent, listen: Listen) -> None:
+    """Once the time that the listener named is over, the next promise of the run says what waits too."""
+    listener = listen("--later", "1", "--retry-after", "0")
+    run = agent.run(policy({name: says("state", listener.endpoint) for name in "ab"}))
+    assert result(run, "a") == queued("refused") and result(run, "b") == REPAIRED
+    assert [name for name, _ in listener.stored()] == ["a", "b"]
+
+
 def test_refused(agent: Agent, listen: Listen) -> None:
     """Refused information leaves the queue, in one error line with the reason, and is said again by the next run."""
     listener = listen("--refuse", "bad")
