@@ -110,7 +110,7 @@ class Delivery:
             if not batch:
                 break
             heard = self._ask(batch, deadline)
-            self._tell(batch, heard)
+            self._give_up(batch, heard)
             said += sum(answer.status in _ON_DISK for answer in heard.answers.values())
             oldest, after = oldest or batch[0].queued, batch[-1].sequence
             failure = heard.failure or self._later(heard.answers.values())
@@ -119,20 +119,26 @@ class Delivery:
             self._log("info", f"messages: {said} {events} stored by {self._service}, the oldest {_age(oldest)} old")
         return failure
 
-    def _tell(self, batch: list[Waiting], heard: _Heard) -> None:
-        """Drop what no promise of now answers for: what is refused, or has expired; and say so."""
+    def _give_up(self, batch: list[Waiting], heard: _Heard) -> None:
+        """Drop what no promise of now answers for: what is refused, or has expired; and say so, once of each kind."""
         now = time.time()
-        refused = [w for w in batch if w.sequence in heard.answers and heard.answers[w.sequence].status == wire.REFUSED]
-        settled = {s for s, answer in heard.answers.items() if answer.status in (*_ON_DISK, wire.REFUSED)}
-        expired = [w for w in batch if w.expires <= now and w.sequence not in settled]
-        for waiting in refused:
-            reason = heard.answers[waiting.sequence].reason
-            self._log("error", f"messages '{waiting.name}': {self._service} refused what waited: {reason}")
-        for waiting in expired:
-            text = f"messages '{waiting.name}': expired, it waited for {self._service} for {_age(waiting.queued)}"
-            self._log("error", text)
-        if refused or expired:
-            self._memory.drop([waiting.sequence for waiting in (*refused, *expired)])
+        given_up: dict[tuple[str, str | None], list[Waiting]] = {}  # by name, and reason of a refusal
+        for waiting in batch:
+            answer = heard.answers.get(waiting.sequence)
+            reason = answer.reason if answer and answer.status == wire.REFUSED else None
+            is_stored = answer is not None and answer.status in _ON_DISK
+            if reason is not None or (waiting.expires <= now and not is_stored):
+                given_up.setdefault((waiting.name, reason), []).append(waiting)
+        for (name, reason), gone in given_up.items():
+            self._log("error", f"messages '{name}': {self._why_gone(reason, gone)}")
+        if given_up:
+            self._memory.drop([waiting.sequence for gone in given_up.values() for waiting in gone])
+
+    def _why_gone(self, reason: str | None, gone: list[Waiting]) -> str:
+        events = f"{len(gone)} event{'' if len(gone) == 1 else 's'}"
+        if reason is not None:
+            return f"{self._service} refused {events} that waited: {reason}"
+        return f"expired, {events} that waited for {self._service} (oldest {_age(gone[0].queued)})"
 
     def _ask(self, batch: list[Waiting], deadline: float) -> _Heard:
         """Say events, and take out of the queue what is stored."""

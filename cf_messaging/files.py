@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 
 from .outcomes import Failure, Reason
 from .wire import MAX_PAYLOAD_BYTES
@@ -139,10 +140,11 @@ def as_json(messages: Sequence[Message]) -> bytes:
 
 
 def as_rows(rows: list[dict[str, Any]]) -> tuple[bytes, list[str]]:
-    """An array of the rows of a view, safe for readjson(), and in words what of them had to become null."""
+    """An array of the rows of a view, safe for readjson(), and in words what of them had to become null, each once."""
     warnings: list[str] = []
     lines = [_line(_safe_row(row, warnings)) for row in rows]
-    return b"".join((b"[\n", b",\n".join(lines), b"\n]\n" if lines else b"]\n")), warnings
+    told = [text if count == 1 else f"{text}, {count} times" for text, count in Counter(warnings).items()]
+    return b"".join((b"[\n", b",\n".join(lines), b"\n]\n" if lines else b"]\n")), told
 
 
 def _safe_row(row: dict[str, Any], warnings: list[str]) -> dict[str, Any]:

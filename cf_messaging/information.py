@@ -78,7 +78,8 @@ class Information:
         expires = now + promise.expire * _MINUTE
         sequence, lost = memory.queue(service, saying, promise.information.remembered, event, now, expires)
         if lost:
-            self._log("error", f"messages: the queue for {service} is full, its {lost} oldest events are lost")
+            whose = ", ".join(sorted(set(lost)))
+            self._log("error", f"messages: this node's queue is full: its oldest are lost, {len(lost)} for {whose}")
         announced = partial(self._announced, promise)
         delivery = Delivery(promise, memory, self._converse, self._log, announced, self._put_off)
         return delivery.flush(sequence, started) or _said_by_another(promise, memory, saying)

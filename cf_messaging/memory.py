@@ -128,22 +128,22 @@ class Memory:
 
     def queue(
         self, endpoints: str, saying: Saying, replaces: bool, event: Callable[[str], bytes], now: float, expires: float
-    ) -> tuple[int, int]:
+    ) -> tuple[int, list[str]]:
         """Put an event at the end of the queue, on disk when this returns; the one that waits there with the same value
         stays in its place instead.
 
         replaces: whether a new value of the name is all that is worth saying; event: makes it from its id. Returns its
-        sequence, and how many others had to go since the queue is full.
+        sequence, and of each event that had to go since the queue is full, the endpoints that it was for.
         """
 
-        def work() -> tuple[int, int]:
+        def work() -> tuple[int, list[str]]:
             same = (self._service(endpoints), *saying[:3])
             if replaces:
                 waiting = self._do(f"SELECT sequence, data FROM queue WHERE {_SAME}", same)
                 if [data for _, data in waiting] == [saying.data]:
                     if self._connection.total_changes == 0:
                         self._next()  # for the sync: a run that was killed may have left what waits without it
-                    return waiting[0][0], 0
+                    return waiting[0][0], []
                 self._do(f"DELETE FROM queue WHERE {_SAME}", same)
                 # The listener may get this value without our hearing of it: what it had before is no more known.
                 self._do(f"DELETE FROM said WHERE {_SAME}", same)
@@ -256,17 +256,19 @@ class Memory:
         for sequence in sequences:
             self._do("DELETE FROM queue WHERE sequence = ?", (sequence,))
 
-    def _shrink(self, newest: int) -> int:
-        """Take the oldest state, then the oldest of all, out of a queue that is too large; returns how many."""
-        gone = 0
+    def _shrink(self, newest: int) -> list[str]:
+        """Take the oldest state, then the oldest of all, out of a queue that is too large; returns whose it was."""
+        gone: list[str] = []
         while self._one("SELECT bytes FROM size")[0] > MAX_QUEUE_BYTES:
             oldest = self._do(
-                "SELECT sequence FROM queue WHERE sequence != ? ORDER BY kind != 'state', sequence LIMIT 1", (newest,)
+                "SELECT sequence, endpoints FROM queue JOIN service ON service.id = queue.service WHERE sequence != ?"
+                " ORDER BY kind != 'state', sequence LIMIT 1",
+                (newest,),
             )
             if not oldest:
                 break
-            self._delete(oldest[0])
-            gone += 1
+            self._delete([oldest[0][0]])
+            gone.append(oldest[0][1])
         return gone
 
     # ---- the file

@@ -18,6 +18,7 @@ import pytest
 from agent import MODULE_PYTHON, Agent, Run, quoted
 from cf_messaging.attributes import read_promise
 from cf_messaging.conversations import Exchanged
+from cf_messaging.exchange import Exchange
 from cf_messaging.information import Information
 from cf_messaging.memory import Memory, Saying, Told
 from cf_messaging.patterns import Conversation
@@ -352,18 +353,19 @@ def test_refused(agent: Agent, listen: Listen) -> None:
 
 
 def test_refused_in_the_backlog(agent: Agent, listen: Listen, tmp_path: Path) -> None:
-    """What waited and is refused is an error that names it, and holds up nothing."""
-    agent.run(policy({name: says("state", at(tmp_path), timeout_s=0.1) for name in ("bad", "good")}))
+    """What waited and is refused is one error that names it, and tells how many; it holds up nothing."""
+    for names in (("bad", "good"), ("bad",)):
+        agent.run(policy({name: says("state", at(tmp_path), timeout_s=0.1) for name in names}))
     listener = listen("--refuse", "bad")
     run = agent.run(policy({"other": says("static", at(tmp_path))}))
     assert result(run, "other") == REPAIRED and waiting(agent) == []
     assert listener.stored() == [("good", "said"), ("other", "said")]
     (error,) = run.errors
-    assert "'bad'" in error and "refused" in error and "'bad' is not wanted" in error
+    assert "messages 'bad'" in error and "refused 2 events that waited: 'bad' is not wanted" in error
 
 
 def test_expired(agent: Agent, listen: Listen, tmp_path: Path) -> None:
-    """What has expired is given up only after another try, each in an error that names it; what is stored is none."""
+    """What has expired is given up only after another try, in one error that names it; what is stored is none."""
     promises = policy({"load": says("state", at(tmp_path), timeout_s=0.2)})
     for _ in range(2):
         agent.run(promises)
@@ -371,8 +373,8 @@ def test_expired(agent: Agent, listen: Listen, tmp_path: Path) -> None:
     listen("--later", "9")
     run = agent.run(policy({"load": says("state", at(tmp_path))}))
     assert result(run, "load") == queued("refused")
-    errors = [text for text in run.errors if text.startswith("messages 'load': expired, ")]
-    assert len(errors) == 2 and all(at(tmp_path) in text for text in errors) and len(run.errors) == 3
+    (error,) = [text for text in run.errors if text.startswith("messages 'load': expired, 2 events ")]
+    assert at(tmp_path) in error and len(run.errors) == 2
     assert waiting(agent) == ["load"]
     sql(memory_of(agent), "UPDATE queue SET expires = 1")
     listener = listen()
@@ -444,6 +446,26 @@ def test_an_older_copy_of_the_memory(agent: Agent, listen: Listen, options: list
     assert has_it and result(run, "new") == KEPT
     assert len({event["id"].split("-")[0] for event in listener.told("stored")}) == 2
     assert result(agent.run(policy({"old_0": says("static", listener.endpoint)})), "old_0") == REPAIRED
+
+
+def test_a_full_queue_tells_whose_events_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of all listeners: an event for one may cost another, who is named, an older one."""
+    monkeypatch.setattr("cf_messaging.memory.MAX_QUEUE_BYTES", 500)
+    lines: list[str] = []
+    exchange = Exchange()
+    with (
+        closing(exchange),
+        closing(Information(exchange.converse, lambda _, text: lines.append(text), str(tmp_path))) as said,
+    ):
+        for endpoint in ("ipc:///first", "ipc:///second", "ipc:///second"):
+            attributes = {"information": "state", "endpoint": endpoint, "payload": "x" * 300}
+            promise = read_promise("load", attributes)
+            promise.node = "web1"
+            said.say(promise, "x" * 300, "", time.monotonic())
+    assert [text for text in lines if "full" in text] == [
+        f"messages: this node's queue is full: its oldest are lost, 1 for {endpoint}"
+        for endpoint in ("ipc:///first", "ipc:///second")
+    ]
 
 
 def test_another_agent_was_faster(tmp_path: Path) -> None:
@@ -770,17 +792,19 @@ def test_unsafe_values_in_a_view(agent: Agent, listen: Listen, tmp_path: Path) -
     (tmp_path / "rows").write_text(
         '[{"node": "evil", "data": "$(sys.workdir)", "more": {"a": ["@{x}"]}, "key": {"${x}": 1}, "nul": "\\u0000"},'
         ' {"node": "big", "data": 9223372036854775808, "small": 1e-05, "ok": "x"},'
-        ' {"node": "bad\\nline", "$(column)": 1, "data": "fine"}]'
+        ' {"node": "bad\\nline", "$(column)": 1, "data": "fine"}' + ', {"node": "many", "data": "$(x)"}' * 9 + "]"
     )
     listener, file = listen("--rows", str(tmp_path / "rows")), tmp_path / "view"
     run = agent.run(read_back("all", file) + policy({"all": asks("latest", listener.endpoint, file)}))
     assert result(run, "all") == ("repaired", {"delivered", "received"})
-    evil, big, bad = json.loads(file.read_text())
+    evil, big, bad, *many = json.loads(file.read_text())
     assert evil == {"node": "evil", "data": None, "more": None, "key": None, "nul": None}
     assert big == {"node": "big", "data": "9223372036854775808", "small": "1e-05", "ok": "x"}
     assert bad["data"] == "fine" and not re.search(r"[$@][({]", file.read_text())
     assert len([text for text in run.warnings if "'evil'" in text and "view 'latest'" in text]) == 4
-    assert len(run.warnings) == 5 and run.reports == ["3 rows"] and not run.errors
+    assert len([text for text in run.warnings if "'data' of node 'many'" in text and "9 times" in text]) == 1
+    assert many == [{"node": "many", "data": None}] * 9
+    assert len(run.warnings) == 6 and run.reports == ["12 rows"] and not run.errors
 
 
 def test_a_refused_view(agent: Agent, listen: Listen, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def event(id: str) -> bytes:
 def put(memory: Memory, saying: Saying, endpoints: str = HUB, now: float = NOW, expires: float = NEVER) -> int:
     """Queues it; returns its sequence."""
     sequence, lost = memory.queue(endpoints, saying, saying.kind != "state", event, now, expires)
-    assert lost == 0
+    assert not lost
     return sequence
 
 
@@ -259,7 +259,7 @@ def test_a_value_that_comes_back_after_the_queue_was_full(opened: Open, monkeypa
     stored(memory, put(memory, A))
     put(memory, B)
     monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 50)
-    assert memory.queue(HUB, LOAD, False, event, NOW, NEVER)[1] == 1
+    assert memory.queue(HUB, LOAD, False, event, NOW, NEVER)[1] == [HUB]
     assert names(memory) == ["load"] and not knows(memory, A)
 
 
@@ -406,23 +406,25 @@ def test_an_older_copy_of_the_memory(opened: Open, path: Path, tmp_path: Path) -
 
 
 def test_a_full_queue(opened: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest state goes first, then the oldest of all, never the newest; how many went is told."""
+    """The oldest state goes first, then the oldest of all, never the newest; for whom what went was is told."""
     monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 10 * len(event("0" * 45)))
     memory = opened()
     for number in range(5):
         put(memory, A._replace(name=f"static {number}"))
         put(memory, LOAD._replace(name=f"state {number}"))
 
-    def lost(saying: Saying) -> int:
+    def lost(saying: Saying) -> list[str]:
         return memory.queue(HUB, saying, saying.kind != "state", event, NOW, NEVER)[1]
 
-    assert lost(A._replace(name="static 5")) == 1
+    assert lost(A._replace(name="static 5")) == [HUB]
     assert names(memory)[:3] == ["static 0", "static 1", "state 1"]
-    assert [lost(A._replace(name=f"static {number}")) for number in range(6, 10)] == [1] * 4
+    assert [lost(A._replace(name=f"static {number}")) for number in range(6, 10)] == [[HUB]] * 4
     assert names(memory) == [f"static {number}" for number in range(10)]
-    assert lost(LOAD) == 1 and names(memory) == [*(f"static {number}" for number in range(1, 10)), "load"]
+    assert lost(LOAD) == [HUB] and names(memory) == [*(f"static {number}" for number in range(1, 10)), "load"]
     size = sum(len(waiting.event) for waiting in memory.waiting(HUB, 0, 99))
     assert raw(path, "SELECT bytes FROM size") == [(size,)]
+    assert memory.queue(OTHER, LOAD, False, event, NOW, NEVER)[1] == [HUB]
+    assert lost(B) == [OTHER]
 
 
 def test_the_size_is_what_waits(opened: Open, path: Path) -> None:
@@ -440,8 +442,8 @@ def test_an_event_larger_than_the_queue(opened: Open, monkeypatch: pytest.Monkey
     """All others go, it stays."""
     monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 10)
     memory = opened()
-    assert memory.queue(HUB, A, True, event, NOW, NEVER)[1] == 0
-    assert memory.queue(HUB, LOAD, False, event, NOW, NEVER)[1] == 1 and names(memory) == ["load"]
+    assert memory.queue(HUB, A, True, event, NOW, NEVER)[1] == []
+    assert memory.queue(HUB, LOAD, False, event, NOW, NEVER)[1] == [HUB] and names(memory) == ["load"]
 
 
 # ---- the file
