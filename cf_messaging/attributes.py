@@ -302,11 +302,15 @@ class Promise:
         return " ".join(self.endpoint)
 
 
+def is_dry_run(attributes: dict[str, Any]) -> bool:
+    """Whether cf-agent wants to be told what would be done, and nothing done."""
+    return bool(attributes.get("action_policy", "fix") != "fix")
+
+
 def read_promise(promiser: str, attributes: dict[str, Any]) -> Promise:
     """The promise in what cf-agent sent. Raises ValueError, which names attribute, value and what is allowed."""
     given = _given(promiser, attributes)
-    dry_run = attributes.get("action_policy", "fix") != "fix"
-    values = {**_DEFAULTS, "dry_run": dry_run, "name": promiser}
+    values = {**_DEFAULTS, "dry_run": is_dry_run(attributes), "name": promiser}
     values["handle"], values["value"] = attributes.get("handle"), attributes.get("payload")
     for name, value in given.items():
         values[name] = _read(name, value)

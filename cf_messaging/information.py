@@ -69,7 +69,7 @@ class Information:
         self._check_unique(service, saying, place)
         memory = self._memory(promise)
         if promise.information.remembered and _is_known(promise, memory, saying, now):
-            return kept(f"{service} has it already", [] if promise.dry_run else ["delivered"])
+            return kept(f"{service} has it already", ["delivered"])
         if promise.dry_run:
             return only_warned(f"say {promise.information.name} information to {service}")
         event = _event(promise, saying.node, value, place, now)

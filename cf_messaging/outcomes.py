@@ -71,7 +71,7 @@ def not_kept(failure: Failure) -> Outcome:
 
 
 def only_warned(what: str) -> Outcome:
-    """In a dry run: what would be done; sets no class."""
+    """In a dry run: what would be done."""
     return Outcome("not_kept", "warning", f"Should {what}, but only warnings promised")
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 from cfengine import PromiseModule, ValidationError
 
 from . import files
-from .attributes import read_promise, shown
+from .attributes import is_dry_run, read_promise, shown
 from .outcomes import Failure, Outcome, Reason, kept, not_kept, only_warned, repaired, told, worst
 from .patterns import ANSWER, ASK, HEAR, PAIR, SAY, Conversation, listens
 
@@ -78,7 +78,8 @@ class MessagesPromise(PromiseModule):
         log(f"messages '{promiser}'{place and f' ({place})'}: {outcome.text}")
         # The agent makes class names of these, but would take what is before a colon for a namespace.
         prefix = promiser.replace(":", "_")
-        return outcome.result, [f"{prefix}_{suffix}" for suffix in outcome.suffixes]
+        suffixes = [] if is_dry_run(attributes) else outcome.suffixes
+        return outcome.result, [f"{prefix}_{suffix}" for suffix in suffixes]
 
     def _promise(self, promiser: str, attributes: dict[str, Any]) -> Promise:
         """The promise to evaluate: as a rule the one that was just validated, which need not be read again."""

@@ -177,6 +177,25 @@ def test_validation_in_a_dry_run(agent: Agent, mode: str) -> None:
     assert len(warnings(run)) == 1
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_fails_in_a_dry_run(agent: Agent, mode: str) -> None:
+    """A value that cannot be read, or that differs from another of its name, is an error, and sets no class."""
+    more, options = MODES[mode]
+    fact = 'information => "static", endpoint => "tcp://127.0.0.1:9"'
+    run = agent.run(
+        f"""
+      messages:
+        "file" {fact}, payload_file => "/none/there", classes => outcome("file"){more};
+        "os" {fact}, payload => "1", classes => outcome("one"){more};
+        "os" {fact}, payload => "2", classes => outcome("other"){more};
+        """,
+        before=ACTION,
+        options=options,
+    )
+    assert run.classes == {"file_not_kept", "one_not_kept", "other_not_kept"}
+    assert len(run.errors) == 2 and len(warnings(run)) == 1
+
+
 def test_fix_is_no_dry_run(agent: Agent, peer: Callable[..., Peer]) -> None:
     """action_policy "fix" is how things are anyway; a promise beside one that only warns is kept."""
     puller = peer("pull")
