@@ -166,8 +166,6 @@ class Exchange:
 
     def _let_in(self, talk: Conversation, place: Candidate, deadline: float, done: Exchanged) -> None:
         """Hold the conversation, if need be after this node has enrolled. Raises Failure."""
-        if talk.node and talk.curve and talk.curve.renew:
-            self._renew(talk, place, talk.curve)
         try:
             self._attempt(talk, place, deadline, done)
         except NotLetIn as refusal:
@@ -176,13 +174,15 @@ class Exchange:
             ):
                 raise
             self._attempt(talk, place, deadline, done)
+        if talk.node and talk.curve and talk.curve.renew:  # only now is it known that this is the listener's key
+            self._renew(talk, place, talk.curve)
 
     def _renew(self, talk: Conversation, place: Candidate, curve: Curve) -> None:
         from .keys import is_old
 
         if not is_old(curve.key_file, curve.renew):
             return
-        if self._enrolment.renew(talk, place.endpoint, _share(place.until, 2), zmq.curve_keypair):
+        if self._enrolment.renew(talk, place.endpoint, place.until, zmq.curve_keypair):
             del self._pairs[curve.key_file]
 
     @property

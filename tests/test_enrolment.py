@@ -72,9 +72,13 @@ class Host:
     def key_file(self) -> Path:
         return self.agent.work / "state/messages/node.key"
 
-    def run(self, hub: Hub, value: str = '"debian"', **curve: str) -> Run:
+    def run(self, hub: Hub, value: str = '"debian"', **curve: str | list[str]) -> Run:
         """Of an agent that says what it is, with what its listener needs to be known by."""
-        given = {"server_key": hub.server, "enrol": hub.listener.endpoints["enrolment"], **curve}
+        given: dict[str, str | Path | list[str]] = {
+            "server_key": hub.server,
+            "enrol": hub.listener.endpoints["enrolment"],
+            **curve,
+        }
         given = {name: value for name, value in given.items() if value}
         more = f'node => "{self.name}", curve => keys'
         promises = policy({"os": says("static", hub.listener.endpoint, value, more)})
@@ -255,6 +259,19 @@ def test_a_node_renews_its_key(hub: Hub, host: Callable[[str], Host]) -> None:
     }
     assert [row["what"] for row in hub.rows() if row["what"] != "let out"] == [*["renewed"] * 3, "enrolled"]
     assert not any("has a new key" in line for line in web1.run(hub, '"last"', renew="60").infos)
+
+
+def test_a_node_renews_its_key_by_the_right_key_of_its_listener(hub: Hub, host: Callable[[str], Host]) -> None:
+    """Where policy still has one that the listener has no more, before the one that it has."""
+    web1 = host("web1")
+    hub.trust(web1)
+    web1.run(hub)
+    before = public_key(str(web1.key_file))
+    age(web1.key_file)
+    run = web1.run(hub, '"new"', renew="60", server_key=[before.hex(), hub.server])
+    assert "os_delivered" in run.classes and not run.errors and not run.warnings, run.output
+    assert public_key(str(web1.key_file)) != before
+    assert not web1.run(hub, '"newer"').errors
 
 
 def test_a_key_that_cannot_be_renewed_stays(hub: Hub, host: Callable[[str], Host]) -> None:
