@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -280,8 +281,20 @@ def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Meas
         return Measured(*produced, lost=max(0, produced.acknowledged - listening.kept()))
 
 
+def sync_s(folder: Path) -> float:
+    """Of 4 KiB: what any durable event costs at least."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        took = []
+        for _ in range(200):
+            began = time.monotonic()
+            os.pwrite(file.fileno(), bytes(4096), 0)
+            os.fdatasync(file.fileno())
+            took.append(time.monotonic() - began)
+    return median(took)
+
+
 def tell_machine(settings: Settings) -> None:
-    print(f"{machine()}; stores in {settings.folder}")
+    print(f"{machine()}; stores in {settings.folder}, where a sync takes {1000 * sync_s(settings.folder):.2f} ms")
     print(f"{EVENT_BYTES} bytes an event, {settings.pairs} pairs of {settings.seconds:g} s each, medians")
     print("| producers x in flight | cf-messaged, events/s | floor, events/s | of the floor | wanted | aim | lost |")
     print("|---|---|---|---|---|---|---|", flush=True)
