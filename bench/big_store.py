@@ -100,7 +100,7 @@ class _Filling:
 
     def run(self, count: int, until_us: int) -> None:
         nodes = range(min(NODES, count))
-        self._add("streams", ((node + 1, name_of(node), stream_of(node), _events(node, count)) for node in nodes))
+        self._add("streams", (_stream(node, count, until_us) for node in nodes))
         for first in range(0, count, CHUNK):
             self._connection.execute("BEGIN")
             self._add_chunk(list(all_said(first, min(first + CHUNK, count), count, until_us)))
@@ -127,6 +127,13 @@ class _Filling:
     def _add(self, table: str, rows: Iterable[_Row]) -> None:
         [columns] = self._connection.execute("SELECT count(*) FROM pragma_table_info(?)", (table,)).fetchone()
         self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})", rows)
+
+
+def _stream(node: int, count: int, until_us: int) -> _Row:
+    events = _events(node, count)
+    last = node + (events - 1) * NODES
+    [said] = all_said(last, last + 1, count, until_us)
+    return node + 1, name_of(node), stream_of(node), events, said.at
 
 
 def _events(node: int, count: int) -> int:

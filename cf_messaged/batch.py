@@ -44,6 +44,7 @@ def arrival(event: Event, received_us: int) -> Arrival:
 class _Stream:
     id: int
     have: int
+    heard: int
 
 
 class Batch:
@@ -94,15 +95,18 @@ class Batch:
         keys = sorted({(new.stream, new.event.node) for new in self._arrivals})
         wanted = self._sql.list_of({stream for stream, _ in keys})
         found = self._found_streams(self._sql.streams, wanted)
-        missing = [{"stream": stream, "node": node, "have": 0} for stream, node in keys if (stream, node) not in found]
+        missing = [key for key in keys if key not in found]
         if missing:
-            self._run(self._sql.add_stream, missing)
+            new = [{"stream": stream, "node": node, "have": 0, "heard": 0} for stream, node in missing]
+            self._run(self._sql.add_stream, new)
         last = self._sql.lock_streams or (missing and self._sql.streams)
-        return self._found_streams(last, wanted) if last else found
+        found = self._found_streams(last, wanted) if last else found
+        # One that was there may have been removed as old, before it was locked.
+        return found if found.keys() >= set(keys) else self._load_streams()
 
     def _found_streams(self, statement: str, wanted: object) -> dict[tuple[str, str], _Stream]:
         rows = self._run(statement, {"wanted": wanted})
-        return {(stream, node): _Stream(id, have) for id, stream, node, have in rows}
+        return {(stream, node): _Stream(*values) for stream, node, *values in rows}
 
     def _stream(self, new: Arrival) -> _Stream:
         return self._streams[new.stream, new.event.node]
@@ -135,7 +139,7 @@ class Batch:
         """A clock that was set back sets last_seen back, else the node would seem alive until the clock is there."""
         node = new.event.node
         heard = self._heard.setdefault(node, {"node": node, "first_seen": new.received, "events": 0})
-        heard["last_seen"] = new.received
+        heard["last_seen"] = self._stream(new).heard = new.received
         heard["events"] += stored
 
     def _other_speaker(self, new: Arrival) -> str | None:
@@ -197,9 +201,10 @@ class Batch:
         self.news.append(event)
 
     def _write(self) -> None:
-        have = [{"stream_id": stream.id, "highest": stream.have} for stream in self._streams.values()]
+        streams = sorted(self._streams.values(), key=lambda stream: stream.id)
+        have = [{"stream_id": each.id, "highest": each.have, "received": each.heard} for each in streams]
         for statement, rows in (
-            (self._sql.set_have, sorted(have, key=lambda row: row["stream_id"])),
+            (self._sql.set_stream, have),
             (self._sql.hear, [row for _, row in sorted(self._heard.items())]),
             (self._sql.set_latest, [row for _, row in sorted(self._latest.items())]),
             (self._sql.add_seen, self._seen),

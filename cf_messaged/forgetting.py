@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from cf_messaged.tables import changes, history, latest, nodes
+from cf_messaged.tables import changes, history, latest, nodes, streams
 
 # Far less than the 2 s for which a listener waits until it answers that it cannot store.
 STEP_S = 0.25
@@ -71,6 +71,8 @@ class Forgetting:
         return Step(gone.rowcount, last)
 
     def _remove_rest(self, connection: sa.Connection) -> Step:
+        if self._name is None:
+            self._let_ids_go(connection)
         # A listener writes it before what is of this node: so that is complete, or will begin anew. Without it there is
         # nothing, or what begins just now.
         there = connection.execute(sa.select(nodes.c.node).where(nodes.c.node == self._node).with_for_update()).first()
@@ -84,6 +86,12 @@ class Forgetting:
         if self._name is None:
             removed += connection.execute(sa.delete(nodes).where(nodes.c.node == self._node)).rowcount
         return Step(removed, None)
+
+    def _let_ids_go(self, connection: sa.Connection) -> None:
+        """As soon as they are old enough. Locked first, and in their order, as a listener does."""
+        of_node = streams.c.node == self._node
+        connection.execute(sa.select(streams.c.id).where(of_node).order_by(streams.c.id).with_for_update()).all()
+        connection.execute(sa.update(streams).where(of_node).values(heard=0))
 
     def _of_name(self, table: sa.Table) -> list[sa.ColumnElement[bool]]:
         return [] if self._name is None else [table.c.name == self._name]

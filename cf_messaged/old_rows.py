@@ -46,7 +46,7 @@ class InOrder(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of one table. kept: the field of retention.Keep that it goes by."""
+    """Of one table. kept: what of retention.Keep it goes by."""
 
     kept: str
     rows: InOrder
@@ -104,6 +104,22 @@ def seen(dialect: sa.Dialect) -> Streams:
     first = "SELECT received FROM seen WHERE stream_id = streams.id ORDER BY sequence LIMIT 1"
     oldest = f"SELECT id, ({first}) FROM streams WHERE id > :stream ORDER BY id LIMIT :most"
     return Streams("seen", _text(dialect, oldest), _in_order(dialect, "seen", "sequence", "stream_id = :stream AND"))
+
+
+def streams(dialect: sa.Dialect) -> Rows:
+    """Of which nothing else is kept: any may be one, whatever its id. The rest is looked for stream by stream, by an
+    index; of a join a server may read all rows.
+    """
+    of_seen = "SELECT 1 FROM seen WHERE stream_id = streams.id LIMIT 1"
+    of_latest = "SELECT 1 FROM latest WHERE latest.node = streams.node AND stream_id = streams.id LIMIT 1"
+    unused = f"heard < :before AND ({of_seen}) IS NULL AND ({of_latest}) IS NULL"
+    return Rows(
+        "longest",
+        InOrder(
+            _text(dialect, "SELECT id, -1 FROM streams WHERE id > :after ORDER BY id LIMIT :most"),
+            _text(dialect, f"DELETE FROM streams WHERE id > :after AND id <= :last AND {unused}"),
+        ),
+    )
 
 
 def _in_order(dialect: sa.Dialect, table: str, key: str, where: str = "") -> InOrder:

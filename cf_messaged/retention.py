@@ -41,11 +41,16 @@ class Keep(NamedTuple):
     changes: float = 365
     seen: float = SEEN_DAYS
 
+    @property
+    def longest(self) -> float:
+        """After which nothing is left of what was said, but the latest values."""
+        return max(self)
+
 
 class Task(Protocol):
     @property
     def kept(self) -> str:
-        """The field of Keep that it goes by."""
+        """What of Keep it goes by."""
 
     def run(self, cursor: DBAPICursor, place: Place, turn: Turn) -> Place | None:
         """Where to go on; None: there is nothing left to do."""
@@ -143,4 +148,5 @@ def tasks(dialect: sa.Dialect) -> Sequence[Task]:
     of_history: list[Task] = [old_rows.history(dialect, kind) for kind in kinds]
     if dialect.name == "postgresql":
         of_history = [*(Partitions(kind) for kind in kinds), *(old_rows.rest(dialect, kind) for kind in kinds)]
-    return [*of_history, old_rows.changes(dialect), old_rows.key_changes(dialect), old_rows.seen(dialect)]
+    others = old_rows.changes, old_rows.key_changes, old_rows.seen, old_rows.streams
+    return [*of_history, *(each(dialect) for each in others)]

@@ -14,6 +14,7 @@ from cf_messaged.tables import CHANNEL, changes, history, latest, nodes, seen, s
 
 # Who speaks for all is looked up, then written: two listeners must not do so at once.
 _SPEAKERS = 5309
+_STREAM = streams.c.stream, streams.c.node, streams.c.id, streams.c.have, streams.c.heard
 
 
 class Statements(NamedTuple):
@@ -32,7 +33,7 @@ class Statements(NamedTuple):
     remove_latest: str
     last_seen: str
     latest_value: str
-    set_have: str
+    set_stream: str
     hear: str
     set_latest: str
     add_seen: str
@@ -71,9 +72,9 @@ def _common() -> dict[str, Any]:
         "remove_latest": sa.delete(latest).where(*_of_key(latest, *key)),
         "last_seen": sa.select(nodes.c.last_seen).where(*_of_key(nodes, "node")),
         "latest_value": value.where(*_of_key(latest, *key)),
-        "set_have": sa.update(streams)
+        "set_stream": sa.update(streams)
         .where(streams.c.id == sa.bindparam("stream_id"))
-        .values(have=sa.bindparam("highest")),
+        .values(have=sa.bindparam("highest"), heard=sa.bindparam("received")),
         "add_seen": sa.insert(seen).values(_all(seen)),
         "add_history": sa.insert(history).values(_all(history)),
         "add_change": sa.insert(changes).values(_all(changes, "row")),
@@ -100,7 +101,7 @@ def _upserts(insert: Any, batch: Any) -> dict[str, Any]:
 
 def _of_sqlite() -> dict[str, Any]:
     wanted = sa.select(sa.func.json_each(sa.bindparam("wanted", type_=sa.Text)).table_valued("value").c.value)
-    found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have)
+    found = sa.select(*_STREAM)
     return {
         "as_they_are": {
             "list_of": lambda texts: text_of(list(texts)),
@@ -115,7 +116,7 @@ def _of_sqlite() -> dict[str, Any]:
 
 def _of_postgresql() -> dict[str, Any]:
     wanted = sa.any_(sa.bindparam("wanted", type_=postgresql.ARRAY(sa.Text)))
-    found = sa.select(streams.c.id, streams.c.stream, streams.c.node, streams.c.have).where(streams.c.stream == wanted)
+    found = sa.select(*_STREAM).where(streams.c.stream == wanted)
     return {
         "as_they_are": {
             "list_of": list,

@@ -27,7 +27,8 @@ nodes = sa.Table(
     sa.Column("events", _BIG, nullable=False),
 )
 
-# Of each memory of a node, the highest sequence that is stored.
+# Of each memory of a node, the highest sequence that is stored. heard: when something of it was last received; 0 once
+# the node was forgotten.
 streams = sa.Table(
     "streams",
     metadata,
@@ -35,6 +36,7 @@ streams = sa.Table(
     sa.Column("node", _KEY, nullable=False),
     sa.Column("stream", _KEY, nullable=False),
     sa.Column("have", _BIG, nullable=False),
+    sa.Column("heard", _BIG, nullable=False),
     sa.UniqueConstraint("stream", "node"),
 )
 

@@ -236,6 +236,21 @@ def test_a_deadlock_is_tried_again(shared: str, stores: Callable[[], Kept], monk
     assert [type(error) for error in in_the_way] == [psycopg.errors.DeadlockDetected]
 
 
+def test_a_stream_that_is_removed_as_it_is_heard_again(shared: str, stores: Callable[[], Kept]) -> None:
+    """Between being found and being locked: it is made anew."""
+    store = stores()
+    add(store, event(1))
+    rows(shared, "DELETE FROM seen")
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(shared) as sweeper:
+        sweeper.execute("DELETE FROM streams")
+        stored = pool.submit(add, store, event(2))
+        wait_for(waits_for_a_lock(shared))
+        sweeper.commit()
+        assert stored.result() == [STORED]
+    assert add(store, event(2)) == [DUPLICATE]
+    assert rows(shared, "SELECT have FROM streams") == [(2,)]
+
+
 def recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
     """After which errors its batches were tried again."""
     found: list[Exception | None] = []

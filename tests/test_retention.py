@@ -17,7 +17,7 @@ from cf_messaged.old_rows import Place
 from cf_messaged.partitions import DAY_US
 from cf_messaged.retention import Keep, Sweeper
 from cf_messaging.wire import DUPLICATE, STORED
-from listener import Listener, Node, event
+from listener import HISTORY, OTHER_STREAM, STREAM, Listener, Node, event
 from peers import Socket
 from postgres import Kept
 from test_cfengine import wait_for
@@ -94,6 +94,44 @@ def test_a_stream_that_is_forgotten_is_known_by_its_end(store: Kept) -> None:
     assert sequences(store, "seen") == []
     [verdict] = store.add([(event(8), NOW_US)])
     assert (verdict.status, verdict.have) == (STORED, 7)
+
+
+def streams(store: Kept) -> list[str]:
+    return [stream for (stream,) in store.rows("SELECT stream FROM streams ORDER BY stream")]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_stream_of_which_nothing_is_kept_goes(store: Kept) -> None:
+    """But for those with an id, a latest value, or a row of the history. A node that goes on with one is told that
+    nothing is known of it; what it says is stored, once.
+    """
+    ended = [f"{number:032x}" for number in range(40)]
+    store.add([(event(7, stream=stream), NOW_US - 60 * DAY_US) for stream in ended])
+    store.add([(event(7, stream=OTHER_STREAM), NOW_US - 50 * DAY_US)])  # the latest value
+    store.add([(event(7, name="other", stream=STREAM), NOW_US - 44 * DAY_US)])
+    store.add([(event(1, name="other", stream=OTHER_STREAM), NOW_US - 43 * DAY_US)])
+    sweep(store, KEEP._replace(state=61))
+    assert streams(store) == sorted([*ended, STREAM, OTHER_STREAM]) and len(store.rows(HISTORY_IDS)) == 43
+    sweep(store)
+    assert streams(store) == sorted([STREAM, OTHER_STREAM])
+    again = event(8, stream=ended[0])
+    verdicts = [verdict for _ in range(2) for verdict in store.add([(again, NOW_US)])]
+    assert [(verdict.status, verdict.have) for verdict in verdicts] == [(STORED, 0), (DUPLICATE, 8)]
+
+
+HISTORY_IDS = f"SELECT id FROM {HISTORY}"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_node_that_was_forgotten_is_named_as_long_as_its_ids_are_known(store: Kept) -> None:
+    """Not as long as a history would be kept, of which nothing is left."""
+    for day, node in ((46, "web1"), (44, "web2")):
+        store.add([(event(1, node=node), NOW_US - day * DAY_US)])
+        store.forget(node)
+    store.add([(event(1, node="web3"), NOW_US - 46 * DAY_US)])
+    sweep(store, Keep())
+    assert store.rows("SELECT node FROM streams ORDER BY node") == [("web2",), ("web3",)]
+    assert [verdict.status for verdict in store.add([(event(1, node="web2"), NOW_US)])] == [DUPLICATE]
 
 
 @pytest.mark.usefixtures("at_once")
