@@ -12,6 +12,7 @@ import zmq
 
 from .addresses import mechanism, why_unreachable
 from .outcomes import Failure, Reason
+from .patterns import listens
 from .wire import MAX_PAYLOAD_BYTES, MAX_RECEIVED_BYTES
 
 TYPE_CHECKING = False
@@ -43,6 +44,7 @@ _RECONNECT_MAX_MS = 1_000
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LOOK_MS = 100  # while nothing comes, whether it is something too large
 _AT_ONCE_S = 0.02  # for an answer, before the monitor is looked at
+_FETCHED = 2  # messages that nobody has asked for yet
 _FRESH_S = 0.005  # a peer that was there so short a time ago is there; if not, the wait for its answer tells
 _serial = count()  # of monitors: libzmq frees their names late
 _NOT_A_PEER = "accepts connections, but ZeroMQ's handshake does not succeed: is this a ZeroMQ socket?"
@@ -358,8 +360,10 @@ def _configure(socket: zmq.Socket[bytes], talk: Conversation) -> None:
         socket.setsockopt(zmq.XPUB_NODROP, 1)
     elif kind == "ROUTER":
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    elif kind == "PULL" and talk.answers:
-        socket.rcvhwm = talk.answers  # what is fetched beyond it is lost when the run ends
+    if listens(talk):
+        # What is fetched beyond what is wanted is lost when the run ends, and until then it takes memory, which others
+        # of the run would be blamed for. No more than fits into MAX_RECEIVED_BYTES, with one that is half here.
+        socket.rcvhwm = min(talk.answers or _FETCHED, _FETCHED)
 
 
 def _secure(socket: zmq.Socket[bytes], security: Security) -> None:
