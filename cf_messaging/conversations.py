@@ -214,7 +214,7 @@ def _await_subscribers(link: Link, talk: Conversation, until: float) -> None:
     while True:
         link.take_subscriptions()
         link.observe(until)
-        matching = sum(any(map(talk.topic.startswith, prefixes)) for prefixes in link.subscriptions.values())
+        matching = link.subscribers(talk.topic)
         if matching >= talk.subscribers:
             return
         if not link.wait(READ, until):

@@ -29,6 +29,7 @@ _MORE_TO_SEND = int(zmq.DONTWAIT | zmq.SNDMORE)
 _EVENTS_NOW, _MORE_TO_RECEIVE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _EVENTS = (
     zmq.EVENT_CONNECTED
+    | zmq.EVENT_ACCEPTED
     | zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -68,6 +69,7 @@ class Link:
         "_attempted",
         "_checked",
         "_connected",
+        "_connections",
         "_failing",
         "_mechanism",
         "_monitor",
@@ -108,6 +110,7 @@ class Link:
         self.connects = not talk.bind
         self._checked = 0.0  # when a peer was last seen to be there
         self._connected = False
+        self._connections: set[int] = set()  # by file descriptor, before their handshake too
         self._failing = 0  # connections whose handshake failed and whose end the monitor has still to tell
         self._attempted = ""  # what came of a connection attempt that failed
         self._trouble: Failure | None = None
@@ -197,8 +200,9 @@ class Link:
     def _take(self, event: int, value: int, deadline: float) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.peers += 1
-        elif event == zmq.EVENT_CONNECTED:
+        elif event in (zmq.EVENT_CONNECTED, zmq.EVENT_ACCEPTED):
             self._connected = True
+            self._connections.add(value)
         elif event == zmq.EVENT_DISCONNECTED:
             self._lose(value)
         elif event != zmq.EVENT_CONNECT_RETRIED:
@@ -235,6 +239,7 @@ class Link:
 
     def _lose(self, descriptor: int) -> None:
         self.subscriptions.pop(descriptor, None)
+        self._connections.discard(descriptor)
         if self._failing:
             self._failing -= 1
         elif self.peers:
@@ -329,6 +334,11 @@ class Link:
                 continue  # of a connection that has ended, which the monitor tells with its descriptor
             change = prefixes.add if frame.bytes[:1] == b"\1" else prefixes.discard
             change(frame.bytes[1:])
+
+    def subscribers(self, topic: bytes) -> int:
+        """How many who are there want the topic: what one wanted who has left may have been read after he was lost."""
+        there = [prefixes for descriptor, prefixes in self.subscriptions.items() if descriptor in self._connections]
+        return sum(any(map(topic.startswith, prefixes)) for prefixes in there)
 
 
 def _resident_bytes() -> int:

@@ -578,6 +578,23 @@ def test_matching_subscribers_are_counted(exchange: Exchange, plain: Context, tm
     assert left.reason is Reason.TIMED_OUT and "1 of 2" in str(left)
 
 
+def test_a_subscriber_that_came_and_left_between_promises(exchange: Exchange, plain: Context, tmp_path: Path) -> None:
+    """It is read of only after its connection was seen to end, and does not count."""
+    address = f"ipc://{tmp_path}/s"
+    stays = subscribe(plain, address, b"other")
+    assert not exchange.converse(talk("publish", address, bind=True, topic=b"other"), in_time()).failures
+    (link,) = links_of(exchange)
+    leaves = subscribe(plain, address, b"load")
+    assert link.socket.poll(int(scaled(30) * 1000))
+    leaves.close(0)
+    while not link.losses:
+        wait_until_told(link)
+        link.observe(in_time())
+    alone = failed(exchange.converse(talk("publish", address, bind=True, topic=b"load"), monotonic() + 0.1))
+    assert alone.reason is Reason.TIMED_OUT and "0 of 1" in str(alone)
+    assert stays.recv_multipart() == [b"other", b"x"]
+
+
 def test_a_subscriber_in_the_place_of_one_who_left(exchange: Exchange, peer: Start, tmp_path: Path) -> None:
     """The kernel gives it the same descriptor while nobody looks: it counts, the one that left does not."""
     address = f"ipc://{tmp_path}/s"
