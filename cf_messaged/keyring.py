@@ -124,15 +124,13 @@ class Folder(Generic[_Key, _Value]):
         return is_changed
 
     def _read_files(self) -> bool:
-        """Those that have changed; whether any has."""
+        """Those that have changed; whether they hold anything else than what is known."""
         with os.scandir(self.path) as entries:
             found = sorted(version for version in map(self._version, entries) if version)
-        before = self._files
-        if found == list(before):
-            return False
-        self._files = {each: before[each] if each in before else self._read(self.path / each.name) for each in found}
+        files, known = self._files, self.held
+        self._files = {each: files[each] if each in files else self._read(self.path / each.name) for each in found}
         self.held = dict(each for each in self._files.values() if each)
-        return True
+        return self.held != known
 
     def _version(self, entry: os.DirEntry[str]) -> _Version | None:
         """None: it is nothing to read, or is gone again. What cannot be looked at cannot be read either, once."""

@@ -162,7 +162,8 @@ class Service:
         self._publishing.hear(ready)
         self._publishing.resend()
         taken = self._take(ready)
-        self._counters.refused[intake.ENDLESS] += self._endless.check(each.last for each in taken)
+        if found := self._endless.check(each.last for each in taken):
+            self._counters.refused[intake.ENDLESS] += found
         self._serve(taken)
         self._answer(self._views.serve(ready, now_us()))
         if self._desk:

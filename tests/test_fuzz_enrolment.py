@@ -5,6 +5,7 @@ reason; nobody is let in whose claim is not true, as somebody else checks it her
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ from cf_messaging.wire import (
     Message,
 )
 from claimant import Claimant, HostKey, host_key, said
-from listener import Keys, Listener, new_keys
+from listener import Keys, Listener, changed, new_keys
 from peers import Socket
 from test_fuzz_events import BAD_FRAMES, Fields, ending_well, lots, mangled, nonsense, odd, weighed
 from test_wire import answers, fields_of, texts
@@ -222,7 +223,8 @@ class Here:
         own = new_keys("")
         self.server, self.keys = own.public, [new_keys(own.public) for _ in CALLERS]
         guard = Guard(self.keyring, config)
-        self._desk = Desk(self._socket, bytes.fromhex(self.server), self.keyring, guard, self._log, config)
+        with patch("cf_messaged.enrolment.MAX_ENROLLED", math.inf):
+            self._desk = Desk(self._socket, bytes.fromhex(self.server), self.keyring, guard, self._log, config)
 
     def say(self, caller: int, frames: list[bytes]) -> tuple[list[bytes], Answer]:
         """As if it had just come."""
@@ -296,7 +298,9 @@ def test_any_claim_over_a_network(tmp_path: Path, plain: zmq.Context[Socket]) ->
     """The same at a real cf-messaged, which goes on; in the end those are let in whose claims were true."""
     (tmp_path / "settings.toml").write_text("node_handshakes_a_minute = 1000000")
     prepare(tmp_path / "keys", *HOSTS[:-2])
-    listener = Listener(tmp_path, "--keys-dir", str(tmp_path / "keys"), "--config", str(tmp_path / "settings.toml"))
+    options = "--keys-dir", str(tmp_path / "keys"), "--config", str(tmp_path / "settings.toml")
+    with patch("listener.COMMAND", changed(["enrolment.MAX_ENROLLED = 10**9"])):
+        listener = Listener(tmp_path, *options)
     there = There(plain, listener, tmp_path / "keys")
     enrolled: set[tuple[str, str, str]] = set()
 

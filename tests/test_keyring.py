@@ -398,6 +398,16 @@ def test_a_certificate_that_is_written_in_place(tmp_path: Path) -> None:
     wait_for(lambda: keyring.names() == {bytes([2]) * 32: "web1"})
 
 
+def test_what_is_let_in_and_removed_at_once(tmp_path: Path) -> None:
+    """By an operator, before the folder was read with it."""
+    make(str(tmp_path))
+    keyring = Keyring(str(tmp_path))
+    assert keyring.names() == {}
+    keyring.accept(Held(bytes([1]) * 32, "web1", "web1.key"), [])
+    (tmp_path / "accepted/web1.key").unlink()
+    assert keyring.names() == {} and keyring.accepted() == []
+
+
 def test_what_is_listed_is_what_counts(tmp_path: Path) -> None:
     """Of a key in several folders, and of a host that was revoked, whatever else is there."""
     directory = str(tmp_path)
