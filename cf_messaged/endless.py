@@ -100,9 +100,10 @@ class Endless:
 
 
 def memory_bytes() -> int:
-    """Of this process, as far as it is in memory."""
-    with open("/proc/self/statm", "rb") as file:
+    """Of this process, as far as it is in memory; 0 where that cannot be told."""
+    with suppress(OSError), open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * PAGE_BYTES
+    return 0
 
 
 def give_back_memory() -> None:
