@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import zmq
 
 from cf_messaged.connections import connections_to, taken_bytes
 from cf_messaging.wire import MAX_EVENT_BYTES, STORED
+from endless import BY_HAND, BY_LIBZMQ, speaking
 from listener import ROOT, Node, accepted, changed, event
 from peers import Socket
 from test_cfengine import wait_for
@@ -24,67 +24,6 @@ from test_service import Start, start  # noqa: F401 - a fixture
 
 MB = 1024 * 1024
 KINDS = {"request": "DEALER", "push": "PUSH", "publish": "XPUB", "subscribe": "XSUB", "pair": "PAIR"}
-
-# Says frames of which none is the last; tells on its standard output when it is hung up on, and connects again.
-# Arguments: tests/, port, what kind of socket it is, size of a frame.
-ATTACK = """
-import select, socket, sys
-sys.path.insert(0, sys.argv[1])
-import zmtp
-port, kind, size = int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-frame = zmtp.frame(bytes(size), zmtp.MORE)
-frames = frame * max(1, 2**20 // len(frame))
-
-def attack():
-    with socket.create_connection(("127.0.0.1", port)) as peer:
-        peer.sendall(zmtp.handshake("3.0", kind))
-        heard = b""
-        while b"READY" not in heard:
-            heard += peer.recv(1)
-        peer.setblocking(False)
-        left = b""
-        while True:
-            readable, writable, _ = select.select([peer], [peer], [])
-            if readable and not peer.recv(4096):
-                return
-            if writable:
-                left = left or frames
-                left = left[peer.send(left):]
-
-while True:
-    try:
-        attack()
-    except OSError:
-        pass
-    print("hung up on", flush=True)
-"""
-
-# The same by libzmq, with keys: endpoint, keys of this peer and of the listener.
-SECURE_ATTACK = """
-import sys, zmq
-context = zmq.Context()
-peer = context.socket(zmq.DEALER)
-peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = map(bytes.fromhex, sys.argv[2:])
-peer.reconnect_ivl, peer.sndhwm = 10, 2
-monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-peer.connect(sys.argv[1])
-frames = [bytes(2**20)] * 256
-while True:
-    if peer.poll(10, zmq.POLLOUT):
-        peer.send_multipart(frames, copy=False)
-    while monitor.poll(0):
-        monitor.recv_multipart()
-        print("hung up on", flush=True)
-"""
-
-
-@contextmanager
-def attacking(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def hung_up_on(process: subprocess.Popen[str], node: Node, times: int) -> int:
@@ -118,7 +57,7 @@ def test_who_says_them_is_hung_up_on(start: Start, plain: zmq.Context[Socket], r
     node = Node(plain, listener.endpoint)
     before = listener.memory_mb()
     port = listener.endpoints[role].rpartition(":")[2]
-    with attacking(ATTACK, str(ROOT / "tests"), port, KINDS[role], str(size)) as process:
+    with speaking(BY_HAND, ROOT / "tests", port, KINDS[role], size) as process:
         said = hung_up_on(process, node, 1 if role == "pair" else 2)  # a PAIR takes nothing of who comes too early
     assert "bytes of a message, and not its end" in listener.wait_for(r"127\.0\.0\.1:\d+ was hung up on: it said")
     wait_for(lambda: listener.memory_mb() - before < 64)
@@ -129,7 +68,7 @@ def test_whoever_has_a_key(start: Start, tmp_path: Path, plain: zmq.Context[Sock
     """A node that is let in is hung up on too; the others are not."""
     listener = start("--keys-dir", str(tmp_path / "keys"))
     good, bad = accepted(tmp_path / "keys", ["web1", "web2"])
-    with attacking(SECURE_ATTACK, listener.endpoint, *bad) as process:
+    with speaking(BY_LIBZMQ, listener.endpoint, *bad, MB, 256 * MB) as process:
         hung_up_on(process, Node(plain, listener.endpoint, good), 2)
     listener.wait_for("and not its end")
 

@@ -48,6 +48,7 @@ from cf_messaging.wire import (
     encode_event,
 )
 from claimant import Claimant, HostKey, claimant, host_key, said
+from endless import BY_LIBZMQ, speaking
 from forgers import forging
 from listener import Keys, Node, Teller, accepted, changed, event, new_keys, question
 from peers import Socket, scaled
@@ -705,27 +706,6 @@ def test_more_than_a_claim_takes(hub: Hub, plain: zmq.Context[Socket]) -> None:
     assert claimant(plain, hub.office, "web1", hub.server).challenge()
 
 
-# Begins messages that do not end for long, of frames of this size, again and again; on its standard output it tells how
-# often it was hung up on. Arguments: endpoint, keys of this peer and of the listener, size.
-ENDLESS = """
-import sys, zmq
-endpoint, public, secret, server, size = sys.argv[1:]
-context = zmq.Context()
-peer = context.socket(zmq.DEALER)
-peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = map(bytes.fromhex, (public, secret, server))
-peer.reconnect_ivl, peer.sndhwm = 10, 2
-monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-peer.connect(endpoint)
-frames = [bytes(int(size))] * (2**26 // max(int(size), 64))
-while True:
-    if peer.poll(10, zmq.POLLOUT):
-        peer.send_multipart(frames, copy=False)
-    while monitor.poll(0):
-        monitor.recv_multipart()
-        print("hung up on", flush=True)
-"""
-
-
 @pytest.mark.parametrize(("size", "peers", "times", "most_mb"), [(MAX_ENROL_BYTES, 4, 5, 300), (1, 1, 2, 100)])
 def test_messages_without_end(
     opened: Open, plain: zmq.Context[Socket], size: int, peers: int, times: int, most_mb: int
@@ -735,22 +715,13 @@ def test_messages_without_end(
     """
     hub = opened("node_handshakes_a_minute = 10000")
     before = hub.listener.most_mb()
+    attacks = [(BY_LIBZMQ, hub.office, *new_keys(hub.server), size, 2**26) for _ in range(peers)]
     with nobody_new(hub), ExitStack() as stack:
-        for process in [stack.enter_context(endless(hub, size)) for _ in range(peers)]:
+        for process in [stack.enter_context(speaking(*attack)) for attack in attacks]:
             for _ in range(times):
                 assert process.stdout and process.stdout.readline() == "hung up on\n"
         assert claimant(plain, hub.office, "web1", hub.server).challenge()
     assert hub.listener.most_mb() - before < most_mb
-
-
-@contextmanager
-def endless(hub: Hub, size: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", ENDLESS, hub.office, *new_keys(hub.server), str(size)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 IDLE = 300
