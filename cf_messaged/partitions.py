@@ -23,8 +23,6 @@ LOCK_TIMEOUT = "50ms"
 STATEMENT_TIMEOUT = "1s"
 # Of all who sweep one database, one at a time.
 _SWEEPER = 5310
-# What is tried again at the next look: a lock or a statement that took too long, a row where none may be.
-_IN_THE_WAY = ("55P03", "57014", "23514")
 
 _THERE = """
     SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid)
@@ -105,6 +103,8 @@ def gaps(there: Sequence[Range], turn: Turn) -> Iterator[Range]:
 
 def alone(cursor: DBAPICursor, work: Callable[[], _T]) -> _T | None:
     """None: another one sweeps, or is in the way, and nothing was done."""
+    from psycopg import errors  # here, as a listener on SQLite needs it not
+
     cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_SWEEPER])
     if not cursor.fetchall()[0][0]:
         return None
@@ -113,8 +113,6 @@ def alone(cursor: DBAPICursor, work: Callable[[], _T]) -> _T | None:
     cursor.execute("SAVEPOINT sweep")
     try:
         return work()
-    except Exception as error:  # of a driver that is loaded only where it is used
-        if getattr(error, "sqlstate", None) not in _IN_THE_WAY:
-            raise
+    except (errors.LockNotAvailable, errors.QueryCanceled, errors.CheckViolation):  # tried again at the next look
         cursor.execute("ROLLBACK TO SAVEPOINT sweep")
         return None
