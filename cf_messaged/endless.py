@@ -86,17 +86,17 @@ class Endless:
         return sum(self._is_hung_up_on(descriptor, peer) for descriptor, peer in connections_to(self._ports))
 
     def _is_hung_up_on(self, descriptor: int, peer: str) -> bool:
-        now = _Unended(inode_of(descriptor), taken_bytes(descriptor))
-        before = self._unended.setdefault(descriptor, now)
-        if before.inode != now.inode:
+        now, before = _Unended(inode_of(descriptor), taken_bytes(descriptor)), self._unended.get(descriptor)
+        if before is None or before.inode != now.inode:
             self._unended[descriptor] = now
-        elif now.taken - before.taken > MAX_UNENDED_BYTES:
-            del self._unended[descriptor]
-            hang_up_on(descriptor)
-            line = f"{peer} was hung up on: it said more than {MAX_UNENDED_BYTES} bytes of a message, and not its end"
-            self._complaints.say(peer.rpartition(":")[0], line)
-            return True
-        return False
+            return False
+        if now.taken - before.taken <= MAX_UNENDED_BYTES:
+            return False
+        del self._unended[descriptor]
+        hang_up_on(descriptor)
+        line = f"{peer} was hung up on: it said more than {MAX_UNENDED_BYTES} bytes of a message, and not its end"
+        self._complaints.say(peer.rpartition(":")[0], line)
+        return True
 
 
 def memory_bytes() -> int:

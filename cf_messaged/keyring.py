@@ -191,19 +191,15 @@ class Keyring:
         """The node of each key that is let in now; of nobody, if that cannot be told."""
         with self._turn:
             try:
-                return self._read()
+                folders = (self._accepted, self._revoked, self._rejected, self._trusted)
+                changed = [folder.read() for folder in folders]
+                if any(changed) or self._complaint:  # folders that were away are there again, as they were
+                    self._names = self._let_in()
+                self._complaint = ""
             except OSError as error:
                 self._names = {}
                 self._complain(f"nobody is let in: {error.filename}: {error.strerror}")
-                return self._names
-
-    def _read(self) -> Mapping[bytes, str]:
-        folders = (self._accepted, self._revoked, self._rejected, self._trusted)
-        changed = [folder.read() for folder in folders]
-        if any(changed) or self._complaint:  # folders that were away are there again, as they were
-            self._names = self._let_in()
-        self._complaint = ""
-        return self._names
+            return self._names
 
     def next_key(self) -> str | None:
         """The listener's, in hex, while its own is to be replaced."""

@@ -261,13 +261,18 @@ def test_a_node_renews_its_key(hub: Hub, host: Callable[[str], Host]) -> None:
     assert not any("has a new key" in line for line in web1.run(hub, '"last"', renew="60").infos)
 
 
-def test_a_node_renews_its_key_by_the_right_key_of_its_listener(hub: Hub, host: Callable[[str], Host]) -> None:
-    """Where policy still has one that the listener has no more, before the one that it has."""
+def with_an_old_key(hub: Hub, host: Callable[[str], Host]) -> tuple[Host, bytes]:
+    """A node that is let in, and its key."""
     web1 = host("web1")
     hub.trust(web1)
     web1.run(hub)
-    before = public_key(str(web1.key_file))
     age(web1.key_file)
+    return web1, public_key(str(web1.key_file))
+
+
+def test_a_node_renews_its_key_by_the_right_key_of_its_listener(hub: Hub, host: Callable[[str], Host]) -> None:
+    """Where policy still has one that the listener has no more, before the one that it has."""
+    web1, before = with_an_old_key(hub, host)
     run = web1.run(hub, '"new"', renew="60", server_key=[before.hex(), hub.server])
     assert "os_delivered" in run.classes and not run.errors and not run.warnings, run.output
     assert public_key(str(web1.key_file)) != before
@@ -276,11 +281,7 @@ def test_a_node_renews_its_key_by_the_right_key_of_its_listener(hub: Hub, host: 
 
 def test_a_key_that_cannot_be_renewed_stays(hub: Hub, host: Callable[[str], Host]) -> None:
     """The old one goes on to be used, and a line says why."""
-    web1 = host("web1")
-    hub.trust(web1)
-    web1.run(hub)
-    before = public_key(str(web1.key_file))
-    age(web1.key_file)
+    web1, before = with_an_old_key(hub, host)
     run = web1.run(hub, '"new"', renew="60", enrol="tcp://127.0.0.1:1")
     [warning] = run.warnings
     assert "the key of this node is old, and stays: tcp://127.0.0.1:1 unreachable" in warning
