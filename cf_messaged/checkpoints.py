@@ -8,6 +8,8 @@ import sqlite3
 import threading
 import time
 
+from cf_messaged.writeback import write_out
+
 log = logging.getLogger(__name__)
 
 # The log is begun anew when it has grown to this and all of it is moved. A larger one holds more versions of a page, of
@@ -96,13 +98,14 @@ class Checkpoints:
 
     def _checkpoint(self) -> None:
         """Beside the writer until little is left, and that while it waits. The file is synced only by a checkpoint that
-        has moved all: the first of those takes the longest.
+        has moved all; what those before it have moved is brought to the disk with pauses, for the writer syncs too.
         """
         for _ in range(MOST):
             began_s = time.monotonic()
             self._move()
             if time.monotonic() - began_s < SHORT_S or not self._is_something_left():
                 break
+            write_out(self._path, lambda: self._stopping)
         with self._turn:
             if not self._stopping and self._changes > self._moved:
                 self._move()
