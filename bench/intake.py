@@ -3,7 +3,8 @@
 Both keep them on one file system, and are loaded by the same producers, in turn; what counts is the median of the
 ratios, pair by pair. Exit status 0 only if these are what is wanted, and all that was acknowledged is in the store.
 The bare loop keeps them in SQLite; of a cf-messaged on PostgreSQL the ratio to that is told, and decides nothing. So is
-that of one on a bare store, which does what the loop does: more than that no store can bring.
+that of one on a bare store, which does what the loop does: more than that no store can bring. A virtual disk may take a
+tenth of the time that one of its own takes for a sync; --slower has strace add the rest, for both.
 """
 
 from __future__ import annotations
@@ -82,13 +83,22 @@ class Measured(NamedTuple):
 
 
 class Settings(NamedTuple):
+    """slower: by how many ms each sync is."""
+
     seconds: float
     pairs: int
     folder: Path
     store: str
+    slower: float
+
+    @property
+    def under(self) -> list[str]:
+        """The command that the two are started by."""
+        syncs = ["-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_exit={1000 * self.slower:.0f}"]
+        return ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, *syncs] if self.slower else []
 
 
-Side = Callable[[Path], AbstractContextManager[Listening]]
+Side = Callable[[Path, Sequence[str]], AbstractContextManager[Listening]]
 Pair = tuple[Measured, Measured]  # of the candidate, and of the floor
 
 
@@ -108,6 +118,7 @@ def read_arguments() -> Settings:
     parser.add_argument("--pairs", type=int, default=5, help="how often candidate and floor take turns")
     parser.add_argument("--store", choices=LOADS, default="sqlite", help="of cf-messaged")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where both have their stores")
+    parser.add_argument("--slower", type=float, default=0, metavar="MS", help="that a sync of SQLite takes longer")
     return Settings(**vars(parser.parse_args()))
 
 
@@ -115,8 +126,8 @@ def read_arguments() -> Settings:
 
 
 @contextmanager
-def candidate(folder: Path, url: str | None = None) -> Iterator[Listening]:
-    listener = Listener(folder, url=url)
+def candidate(folder: Path, under: Sequence[str], url: str | None = None) -> Iterator[Listening]:
+    listener = Listener(folder, url=url, under=under)
     try:
         yield Listening(listener.endpoint, lambda: sum(row["events"] for row in listener.view("nodes")))
     finally:
@@ -124,26 +135,26 @@ def candidate(folder: Path, url: str | None = None) -> Iterator[Listening]:
 
 
 @contextmanager
-def on_postgresql(folder: Path) -> Iterator[Listening]:
-    with closing(Server(below=folder.parent)) as server, candidate(folder, server.new_store()) as listening:
+def on_postgresql(folder: Path, under: Sequence[str]) -> Iterator[Listening]:
+    with closing(Server(below=folder.parent)) as server, candidate(folder, under, server.new_store()) as listening:
         yield listening
 
 
-def floor(folder: Path) -> AbstractContextManager[Listening]:
-    return started("intake_floor.py", folder)
+def floor(folder: Path, under: Sequence[str]) -> AbstractContextManager[Listening]:
+    return started("intake_floor.py", folder, under)
 
 
-def on_bare_store(folder: Path) -> AbstractContextManager[Listening]:
-    return started("bare_store.py", folder)
+def on_bare_store(folder: Path, under: Sequence[str]) -> AbstractContextManager[Listening]:
+    return started("bare_store.py", folder, under)
 
 
 CANDIDATES: dict[str, Side] = {"sqlite": candidate, "postgresql": on_postgresql, "bare": on_bare_store}
 
 
 @contextmanager
-def started(name: str, folder: Path) -> Iterator[Listening]:
+def started(name: str, folder: Path, under: Sequence[str]) -> Iterator[Listening]:
     store = folder / "floor.db"
-    command = [sys.executable, str(FLOORS / name), str(store)]
+    command = [*under, sys.executable, str(FLOORS / name), str(store)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
@@ -275,7 +286,7 @@ def measure_pair(child: Executor, load: Load, settings: Settings) -> Pair:
 def measure(side: Side, child: Executor, load: Load, settings: Settings) -> Measured:
     with (
         tempfile.TemporaryDirectory(prefix="messages-bench-", dir=settings.folder) as folder,
-        side(Path(folder)) as listening,
+        side(Path(folder), settings.under) as listening,
     ):
         produced = child.submit(produce, listening.endpoint, load, settings.seconds).result()
         return Measured(*produced, lost=max(0, produced.acknowledged - listening.kept()))
@@ -294,7 +305,10 @@ def sync_s(folder: Path) -> float:
 
 
 def tell_machine(settings: Settings) -> None:
-    print(f"{machine()}; stores in {settings.folder}, where a sync takes {1000 * sync_s(settings.folder):.2f} ms")
+    slower = f", and {settings.slower:g} ms more by strace" if settings.slower else ""
+    print(
+        f"{machine()}; stores in {settings.folder}, where a sync takes {1000 * sync_s(settings.folder):.2f} ms{slower}"
+    )
     print(f"{EVENT_BYTES} bytes an event, {settings.pairs} pairs of {settings.seconds:g} s each, medians")
     print("| producers x in flight | cf-messaged, events/s | floor, events/s | of the floor | wanted | aim | lost |")
     print("|---|---|---|---|---|---|---|", flush=True)

@@ -62,12 +62,14 @@ def changed(constants: Sequence[str]) -> list[str]:
 
 
 class Listener:
-    """Runs until it is ended; `heard` is what it wrote to stderr. url: of its store, if that is not in the folder."""
+    """Runs until it is ended; `heard` is what it wrote to stderr. url: of its store, if that is not in the folder.
+    under: a command that runs it.
+    """
 
-    def __init__(self, folder: Path, *options: str, url: str | None = None) -> None:
+    def __init__(self, folder: Path, *options: str, url: str | None = None, under: Sequence[str] = ()) -> None:
         self.store = folder / "store.db"
         self.url = url or f"sqlite:///{self.store}"
-        command = [*COMMAND, "run", "--store", self.url, *ANYWHERE, *options]
+        command = [*under, *COMMAND, "run", "--store", self.url, *ANYWHERE, *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
