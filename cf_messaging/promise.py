@@ -99,9 +99,10 @@ class MessagesPromise(PromiseModule):
         talk = _conversation(promise)
         if promise.file:
             files.check_writable(promise.file)
-        done = self._opened().converse(talk, started + promise.timeout)
+        deadline = started + promise.timeout
+        done = self._opened().converse(talk, deadline)
         try:
-            return _concluded(promise, talk, done)
+            return _concluded(promise, talk, done, deadline)
         except Failure as failure:
             if failure.reason is Reason.TIMED_OUT:
                 raise Failure(failure.reason, f"{failure} (timeout {promise.timeout:g} s)") from failure
@@ -195,13 +196,12 @@ def _answers_wanted(promise: Promise, payloads: list[bytes]) -> int | None:
     return 0 if promise.pattern.conversation == SAY else promise.count or None
 
 
-def _concluded(promise: Promise, talk: Conversation, done: Exchanged) -> Outcome:
+def _concluded(promise: Promise, talk: Conversation, done: Exchanged, deadline: float) -> Outcome:
     """The outcome of a conversation; writes the file. Raises Failure if the promise is not kept."""
     if done.failures and not (listens(talk) and done.received):
         raise worst(done.failures)
-    if promise.expect:
-        _check_expected(promise.expect, done.received, done.endpoint)
-    changed = promise.file is not None and _write(promise.file, promise.format, talk, done)
+    content = _checked(promise, talk, done, deadline) if promise.expect or promise.file else b""
+    changed = promise.file is not None and files.keep(promise.file, content)
     if done.failures:  # what a listening pattern did receive is written all the same
         raise worst(done.failures)
     text, suffixes = told(talk, done.endpoint, done.said, len(done.received))
@@ -214,6 +214,21 @@ def _concluded(promise: Promise, talk: Conversation, done: Exchanged) -> Outcome
     return repaired(text, suffixes) if done.said and not is_check else kept(text, suffixes)
 
 
+def _checked(promise: Promise, talk: Conversation, done: Exchanged, deadline: float) -> bytes:
+    """What was received, as it is to be in the file. Raises Failure if it is not what is expected."""
+    from . import alarm
+
+    expect, what = promise.expect, ""
+    try:
+        if expect:
+            what = f"to match what came with '{expect.pattern}' (does it repeat a repetition?)"
+            alarm.done_by(deadline, lambda: _check_expected(expect, done.received, done.endpoint))
+        what = f"to write what came as {promise.format}"
+        return alarm.done_by(deadline, lambda: _content(promise, talk, done)) if promise.file else b""
+    except alarm.Overdue:
+        raise Failure(Reason.TIMED_OUT, f"{what} takes too long", done.endpoint) from None
+
+
 def _check_expected(expect: re.Pattern[str], messages: list[Message], endpoint: str) -> None:
     for message in messages:
         text = message.payload.decode("utf-8", "surrogateescape")
@@ -221,14 +236,14 @@ def _check_expected(expect: re.Pattern[str], messages: list[Message], endpoint: 
             raise Failure(Reason.MISMATCHED, f"{shown(text)}, where '{expect.pattern}' is expected", endpoint)
 
 
-def _write(path: str, form: str, talk: Conversation, done: Exchanged) -> bool:
-    if form == "text":
+def _content(promise: Promise, talk: Conversation, done: Exchanged) -> bytes:
+    if promise.format == "text":
         wanted = len(talk.payloads) if talk.pattern.conversation == ASK else talk.answers
-        return files.keep(path, files.as_text(done.received, wanted))
+        return files.as_text(done.received, wanted)
     try:
-        return files.keep(path, files.as_json(done.received))
+        return files.as_json(done.received)
     except ValueError as error:
-        raise Failure(Reason.INVALID_REPLY, f"{error}; {path} stays as it was", done.endpoint) from error
+        raise Failure(Reason.INVALID_REPLY, f"{error}; {promise.file} stays as it was", done.endpoint) from error
 
 
 def run() -> int:

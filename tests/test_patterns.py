@@ -279,6 +279,21 @@ def test_an_answer_of_several_frames(agent: Agent, peer: StartPeer, tmp_path: Pa
     assert (tmp_path / "x").read_text() == "old"
 
 
+def test_an_expression_without_an_end(agent: Agent, peer: StartPeer, tmp_path: Path) -> None:
+    """It would take years; the promise after it has its turn, and its time is its own."""
+    endless, fine = peer("rep", "--answer", 64 * "a"), peer("rep", "--answer", "World")
+    run = agent.run(
+        messages(
+            promise("x", "request", endpoint=endless.endpoint, payload="?", expect="(a|a)*b", file=tmp_path / "x"),
+            promise("next", "request", endpoint=fine.endpoint, payload="?", expect="W.*d", timeout="20"),
+        )
+    )
+    assert run.classes == seen("x", *TIMED_OUT) | seen("next", "kept", "delivered")
+    [said] = run.errors
+    assert "timed out: to match what came with '(a|a)*b' (does it repeat a repetition?) takes too long" in said
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("pattern", ASKING)
 def test_expected_answers(agent: Agent, peer: StartPeer, tmp_path: Path, pattern: str) -> None:
     """`expect` must match every answer whole; without `file` such a request is a check, and kept."""
