@@ -18,7 +18,7 @@ _ALL = 1 | 2 | 4
 
 def write_out(path: str, is_stopping: Callable[[], bool] = lambda: False) -> bool:
     """Of a file that this process has open, and keeps open meanwhile. It is no sync: what the disk itself keeps in
-    memory may be lost, and one that follows is only shorter. False: this system cannot.
+    memory may be lost, and one that follows is only shorter. False: not all of it, or this system cannot.
     """
     sync_file_range, descriptor = getattr(ctypes.CDLL(None), "sync_file_range", None), _descriptor_of(path)
     if sync_file_range is None or descriptor is None:
