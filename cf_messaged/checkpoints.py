@@ -98,17 +98,23 @@ class Checkpoints:
 
     def _checkpoint(self) -> None:
         """Beside the writer until little is left, and that while it waits. The file is synced only by a checkpoint that
-        has moved all; what those before it have moved is brought to the disk with pauses, for the writer syncs too.
+        has moved all; what the first has moved, which is most of it, is brought to the disk before, with pauses for
+        the syncs of the writer.
         """
-        for _ in range(MOST):
-            began_s = time.monotonic()
-            self._move()
-            if time.monotonic() - began_s < SHORT_S or not self._is_something_left():
-                break
+        self._move()
+        if self._is_something_left():
             write_out(self._path, lambda: self._stopping)
+            self._move_the_rest()
         with self._turn:
             if not self._stopping and self._changes > self._moved:
                 self._move()
+
+    def _move_the_rest(self) -> None:
+        for _ in range(1, MOST):
+            began_s = time.monotonic()
+            self._move()
+            if time.monotonic() - began_s < SHORT_S or not self._is_something_left():
+                return
 
     def _is_something_left(self) -> bool:
         """Within a moment."""
