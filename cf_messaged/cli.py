@@ -16,6 +16,7 @@ import click
 from sqlalchemy import make_url
 
 from cf_messaged import __version__, keyring, views
+from cf_messaged.complaints import in_words
 from cf_messaged.config import BadConfig, Config, load
 from cf_messaged.database import Limits, StoreUnavailable, database, without_password
 from cf_messaged.explain import explain
@@ -105,7 +106,7 @@ def _make_keys_dir(config: Config) -> None:
         if config.keys_dir:
             keyring.make(config.keys_dir)
     except OSError as error:
-        fail(f"keys_dir: {error.filename}: {error.strerror}")
+        fail(f"keys_dir: {in_words(error)}")
 
 
 def _load(config_path: str | None, said: dict[str, Any]) -> Config:

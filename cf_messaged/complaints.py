@@ -1,4 +1,4 @@
-"""Lines of log that others can cause, at any rate: so many in a minute of each, and of all together."""
+"""What is said of trouble: lines of log that others can cause at any rate, so many in a minute of each and of all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from cf_messaged.budget import Budget
 log = logging.getLogger(__name__)
 
 OF_EACH, OF_ALL = 10, 100
+
+
+def in_words(error: OSError) -> str:
+    """What the system refused, and of which file: of a write to a full disk it does not tell."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
 class Complaints:

@@ -15,6 +15,7 @@ import zmq
 
 from cf_messaged import intake
 from cf_messaged.budget import Budget
+from cf_messaged.complaints import in_words
 from cf_messaged.config import Config
 from cf_messaged.guard import Guard, key_of
 from cf_messaged.journal import ENROLLED, RENEWED, KeyChange
@@ -147,7 +148,7 @@ class Desk:
         except Later as error:
             return envelope, Answer(said.id, store, 0, LATER, reason=str(error), retry_after=error.wait_s)
         except OSError as error:
-            reason = f"a key cannot be accepted: {error.filename}: {error.strerror}"
+            reason = f"a key cannot be accepted: {in_words(error)}"
             self._refuse(caller, now_us, reason, said)
             return envelope, Answer(said.id, store, 0, LATER, reason=reason, retry_after=VALID_S)
 

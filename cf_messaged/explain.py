@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 
 from cf_messaged import rights, views
+from cf_messaged.complaints import in_words
 from cf_messaged.config import ENDPOINTS, Config
 from cf_messaged.database import Limits, StoreUnavailable
 from cf_messaged.keyring import ACCEPTED, FOLDERS, REJECTED, REVOKED, WAITING, Held, Keyring, held_in, read_strangers
@@ -149,13 +150,14 @@ def _keys(case: Case) -> str:
         state: [held for held in held_in(directory, state).values() if _is_of(held, case.node, claimed)]
         for state in FOLDERS
     }
-    told = "; ".join(f"{state}: {_told(held)}" for state in FOLDERS for held in case.held[state])
+    told = "; ".join(f"{state}: {_told(state, held)}" for state in FOLDERS for held in case.held[state])
     if case.held[ACCEPTED]:
         return told
     for state in (WAITING, REVOKED, REJECTED):
         for held in case.held[state]:
             raise Trouble(told, _OF_STATES[state].format(key=held.key.hex(), node=case.node, host_key=held.host_key))
-    strangers = len(read_strangers(directory))
+    known = {held.key for state in FOLDERS for held in held_in(directory, state).values()}
+    strangers = sum(stranger.key not in known for stranger in read_strangers(directory))
     raise Skipped(f"none is of {case.node}; {strangers} that knocked have no name: `cf-messaged keys list`")
 
 
@@ -171,8 +173,9 @@ def _is_of(held: Held, node: str, claimed: Container[str]) -> bool:
     return held.node == node or (held.node == REJECTED and held.key.hex() in claimed)
 
 
-def _told(held: Held) -> str:
-    since = f" since {held.since[:19]}Z" if held.since else ""
+def _told(state: str, held: Held) -> str:
+    word = "enrolled" if state == REVOKED else "since"  # a certificate that is moved tells of when it was made
+    since = f" {word} {held.since[:19]}Z" if held.since else ""
     return f"{held.key.hex()}{since}" + (f" ({held.reason})" if held.reason else "")
 
 
@@ -285,7 +288,7 @@ def _passes(stage: Stage, case: Case) -> bool:
     except StoreUnavailable as error:
         state, text, mend = FAILED, str(error), stage.mend
     except OSError as error:
-        state, text, mend = FAILED, f"{error.filename}: {error.strerror}", stage.mend
+        state, text, mend = FAILED, in_words(error), stage.mend
     first, *more = text.split("\n")
     click.echo(one_line(f"{stage.name:<11}{state:<8}{1000 * (time.monotonic() - began_s):>8.1f} ms  {first}"))
     for line in more:

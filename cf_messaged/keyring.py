@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from cf_messaged.complaints import Complaints
+from cf_messaged.complaints import Complaints, in_words
 from cf_messaged.host_keys import BadHostKey, HostKey, read_host_key
 from cf_messaged.names import overlapped
 from cf_messaged.times import rfc3339
@@ -198,7 +198,7 @@ class Keyring:
                 self._complaint = ""
             except OSError as error:
                 self._names = {}
-                self._complain(f"nobody is let in: {error.filename}: {error.strerror}")
+                self._complain(f"nobody is let in: {in_words(error)}")
             return self._names
 
     def next_key(self) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from cf_messaged import keyring
+from cf_messaged.complaints import in_words
 from cf_messaged.keyring import (
     ACCEPTED,
     FOLDERS,
@@ -245,4 +246,4 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        fail(in_words(error))

@@ -85,7 +85,9 @@ def load(name: str, directory: str | None) -> View:
         raise Refused(f"no view '{name:.100}'{likely(name, paths)}; there are {', '.join(paths)}")
     try:
         return parse(name, paths[name].read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BadView(f"{paths[name]}: {error.strerror}") from None
+    except ValueError as error:
         raise BadView(f"{paths[name]}: {error}") from None
 
 

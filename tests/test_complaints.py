@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import pytest
 
 from cf_messaged.budget import INTERVAL_S
-from cf_messaged.complaints import OF_ALL, OF_EACH, Complaints
+from cf_messaged.complaints import OF_ALL, OF_EACH, Complaints, in_words
 
 
 @pytest.fixture
@@ -48,3 +49,14 @@ def test_of_all_no_more_than_theirs(lines: pytest.LogCaptureFixture, monkeypatch
     monkeypatch.setattr("time.monotonic", lambda: later_s)
     made.say(0, "refused")
     assert len(lines.messages) == OF_ALL + 1
+
+
+def test_what_the_system_refuses(tmp_path: Path) -> None:
+    """With the file, where it is known: a write to a disk without room does not tell it."""
+    with pytest.raises(FileNotFoundError) as found:
+        (tmp_path / "not there").read_bytes()
+    assert in_words(found.value) == f"{tmp_path}/not there: No such file or directory"
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space") as full_disk:
+        full.write(b"x")
+    assert in_words(full_disk.value) == "No space left on device"
+    assert in_words(OSError("said by a library")) == "said by a library"

@@ -118,6 +118,7 @@ def test_all_is_well(both: Both, host: MakeHost) -> None:  # noqa: F811
     assert f"host key {web1.digest}, which is trusted" in found.texts["enrolment"]
     assert "enrolled: key " in found.texts["enrolment"]
     assert "no rule names it" in found.texts["rights"] and "with 1 events" in found.texts["store"]
+    assert "none is of web2; 0 that knocked have no name" in both.of_hub("web2").texts["key"]  # web1 has, before
 
 
 def test_a_node_that_was_never_here(both: Both, host: MakeHost) -> None:  # noqa: F811
@@ -181,7 +182,7 @@ def test_a_node_that_was_revoked(both: Both, host: MakeHost) -> None:  # noqa: F
     both.of_node(web1).check_failed("enrolment", f"host key {web1.digest} was revoked", mend="keys_dir/revoked")
     both.of_node(web2).check_failed("enrolment", "this CURVE key was revoked", mend=str(web2.key_file))
     for each in (web1, web2):
-        both.of_hub(each.name).check_failed("key", f"revoked: {keys[each.name]}", mend="stays out")
+        both.of_hub(each.name).check_failed("key", f"revoked: {keys[each.name]} enrolled 20", mend="stays out")
     put(str(both.hub.directory), "accepted", Held(bytes.fromhex(keys["web2"]), "web2", "web2.key"), "by a copy")
     both.of_hub("web2").check_failed("enrolment", "this key was revoked", mend="stays out")
 

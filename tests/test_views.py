@@ -291,6 +291,13 @@ def test_what_the_listener_answers_itself_is_no_view(tmp_path: Path) -> None:
         views.names(str(tmp_path))
 
 
+def test_a_file_that_cannot_be_read(own: Path) -> None:
+    """The error names it once."""
+    (own / "bad.sql").mkdir()
+    with pytest.raises(views.BadView, match=r"^[^']*views/bad.sql: Is a directory$"):
+        views.load("bad", str(own))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
