@@ -143,6 +143,9 @@ class Hub:
         assert run.errors == []
         return run
 
+    def forget_settings(self) -> None:
+        self._config.unlink()
+
     def daemons(self) -> set[int]:
         """The processes that listen by these settings."""
         words = f"cf-messaged\0run\0--config\0{self._config}\0".encode()
@@ -185,3 +188,35 @@ def test_cf_messaged_is_kept_running(hub: Hub) -> None:
     assert hub.run().reports == STARTED
     wait_for(lambda: hub.starts() == 2)
     assert len(hub.daemons()) == 1
+
+
+def test_nothing_is_started_without_settings(hub: Hub) -> None:
+    """As on each node that has the policy of its hub."""
+    hub.forget_settings()
+    assert hub.run().reports == [] and not hub.daemons()
+
+
+def test_keys_that_are_trusted(tmp_path: Path, agent_template: Path) -> None:
+    """All of the hub's are copied, its own as well; then only what comes is, and what goes there goes here too."""
+    hub, folder = Agent(tmp_path / "hub", agent_template), tmp_path / "trusted"
+    keys = hub.work / "ppkeys"
+    [digest] = hub.run('  reports:\n    "$(sys.key_digest)";\n').reports
+    os.link(keys / "localhost.pub", keys / f"root-{digest}.pub")  # as `cf-agent --bootstrap` does
+    for name in ("stays", "goes"):
+        (keys / f"root-MD5={name}.pub").write_text(name)
+    copy_examples(tmp_path / "examples", {"listener_trusted": str(folder)})
+
+    def run() -> tuple[list[str], bool]:
+        run = hub.run_file(tmp_path / "examples/trusted_keys.cf", options=["-I", "-b", "trusted_keys"])
+        assert run.errors == []
+        return run.reports, "Updated file" in run.output
+
+    assert run() == ([], False)  # no listener has made the folder
+    folder.mkdir()
+    assert run() == (["trusted keys: 3"], True)
+    assert run() == (["trusted keys: 3"], False)
+    (keys / "root-MD5=goes.pub").unlink()
+    assert run() == (["trusted keys: 2"], False)
+    assert (folder / "localhost.pub").read_bytes() == (keys / "localhost.pub").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"localhost.pub", "root-MD5=stays.pub"}
+    hub.close()
