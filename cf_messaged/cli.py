@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,7 @@ from cf_messaged.keys_cli import keys
 from cf_messaged.metrics import CannotServe
 from cf_messaged.shown import Shown, fail, one_line, terminal_width, working
 from cf_messaged.store import Store, summary
+from cf_messaged.systemd import is_journal, priority
 from cf_messaged.times import rfc3339
 
 log = logging.getLogger("cf_messaged")
@@ -49,14 +51,23 @@ def main() -> None:
 
 
 class _Line(logging.Formatter):
+    """begin: what a line begins with."""
+
+    def __init__(self, begin: Callable[[logging.LogRecord], str]) -> None:
+        super().__init__()
+        self._begin = begin
+
     def format(self, record: logging.LogRecord) -> str:
-        moment = rfc3339(int(record.created * 1_000_000))
-        return f"{moment} {record.levelname.lower()}: {one_line(record.getMessage())}"
+        return f"{self._begin(record)}{record.levelname.lower()}: {one_line(record.getMessage())}"
+
+
+def _moment(record: logging.LogRecord) -> str:
+    return f"{rfc3339(int(record.created * 1_000_000))} "
 
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
+    handler.setFormatter(_Line(priority if is_journal(2, os.environ) else _moment))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

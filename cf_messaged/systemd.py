@@ -1,15 +1,33 @@
-"""What systemd wants to be told (sd_notify(3)), without its library: datagrams to the socket that it names."""
+"""What systemd wants to be told, without its library: datagrams to the socket that it names (sd_notify(3)), and how
+grave a line of log is (sd-daemon(3)).
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import socket
-from collections.abc import MutableMapping
-from os import getpid
+from collections.abc import Mapping, MutableMapping
 from time import monotonic, monotonic_ns
 
 # How long systemd is waited for if its socket is full: at boot it is busy, and a lost READY=1 ends the service.
 PATIENCE_S = 1.0
+
+
+# Of sd-daemon(3), by which journalctl -p chooses.
+_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+
+
+def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
+    """Whether what is written there is read by the journal, which has the time of each line itself."""
+    status = os.fstat(descriptor)
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def priority(record: logging.LogRecord) -> str:
+    """With which a line of the journal begins, and which it takes off."""
+    return f"<{_PRIORITIES[record.levelno]}>"
 
 
 class Notifier:
@@ -68,7 +86,7 @@ class Notifier:
 def _watchdog_s(microseconds: str, pid: str) -> float | None:
     """None without a watchdog, or with one that is for another process."""
     try:
-        watched = not pid or int(pid) == getpid()
+        watched = not pid or int(pid) == os.getpid()
         return int(microseconds) / 1_000_000 if watched and int(microseconds) > 0 else None
     except (ValueError, OverflowError):
         return None

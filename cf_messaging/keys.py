@@ -264,7 +264,9 @@ def _check_regular(path: str, descriptor: int) -> None:
 
 def _check_private(path: str, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise BadKey(f"key_file {path} belongs to user {status.st_uid}: chown {os.geteuid()} {path}")
+        raise BadKey(
+            f"key_file {path} belongs to user {status.st_uid}: run this as that user, or chown {os.geteuid()} {path}"
+        )
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
         raise BadKey(f"key_file {path} has mode {mode:o}, so others may know it: chmod 600 {path}, or better a new key")
@@ -274,7 +276,9 @@ def _check_directory(path: str) -> None:
     """Who may write it could put a key of his own there."""
     status = os.stat(path)
     if status.st_uid not in (0, os.geteuid()):
-        raise BadKey(f"directory {path} belongs to user {status.st_uid}: chown {os.geteuid()} {path}")
+        raise BadKey(
+            f"directory {path} belongs to user {status.st_uid}: run this as that user, or chown {os.geteuid()} {path}"
+        )
     if status.st_mode & 0o022:
         raise BadKey(f"directory {path} can be written by others: chmod 700 {path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -206,3 +207,35 @@ def test_children_inherit_nothing(manager: socket.socket, monkeypatch: pytest.Mo
     code = f"import os; print([name for name in {names} if name in os.environ])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout == "['OTHER']\n"
+
+
+SAYS_SOMETHING = """
+import logging
+from cf_messaged.cli import _log_to_stderr
+_log_to_stderr()
+log = logging.getLogger("cf_messaged.service")
+log.info("begun")
+log.warning("two\\nlines")
+log.error("ended")
+"""
+
+
+def environment_of(reader: str, path: Path) -> dict[str, str]:
+    """What systemd gives a service, one whose stderr is something else, and what nobody does."""
+    path.touch()
+    status = path.stat()
+    streams = {"journal": f"{status.st_dev}:{status.st_ino}", "another": f"{status.st_dev}:1"}
+    return {"JOURNAL_STREAM": streams.get(reader, "")}
+
+
+@pytest.mark.parametrize("reader", ["journal", "another", "nobody"])
+def test_lines_for_the_journal(tmp_path: Path, reader: str) -> None:
+    """With their priority and without a time, if it is the journal that reads them; else as everybody wants them."""
+    path, told = tmp_path / "lines", environment_of(reader, tmp_path / "lines")
+    command = [sys.executable, "-c", SAYS_SOMETHING]
+    with path.open("wb") as lines:
+        subprocess.run(command, env={**os.environ, **told}, stderr=lines, check=True)
+    begin = ["<6>", "<4>", "<3>"] if reader == "journal" else 3 * [r"20\d\d-\d\d-\d\dT\S+Z "]
+    said = ["info: begun", r"warning: two\\nlines", "error: ended"]
+    for line, *wanted in zip(path.read_text().splitlines(), begin, said, strict=True):
+        assert re.fullmatch("".join(wanted), line)
