@@ -150,7 +150,7 @@ def _keys(case: Case) -> str:
         state: [held for held in held_in(directory, state).values() if _is_of(held, case.node, claimed)]
         for state in FOLDERS
     }
-    told = "; ".join(f"{state}: {_told(state, held)}" for state in FOLDERS for held in case.held[state])
+    told = "; ".join(f"{state}: {_told(held)}" for state in FOLDERS for held in case.held[state])
     if case.held[ACCEPTED]:
         return told
     for state in (WAITING, REVOKED, REJECTED):
@@ -173,9 +173,8 @@ def _is_of(held: Held, node: str, claimed: Container[str]) -> bool:
     return held.node == node or (held.node == REJECTED and held.key.hex() in claimed)
 
 
-def _told(state: str, held: Held) -> str:
-    word = "enrolled" if state == REVOKED else "since"  # a certificate that is moved tells of when it was made
-    since = f" {word} {held.since[:19]}Z" if held.since else ""
+def _told(held: Held) -> str:
+    since = f" since {held.since[:19]}Z" if held.since else ""
     return f"{held.key.hex()}{since}" + (f" ({held.reason})" if held.reason else "")
 
 

@@ -59,7 +59,8 @@ MANY, REST = 1000, 4
 
 class Held(NamedTuple):
     """Of a certificate. file: its name, without the folder. host_key: the digest of the CFEngine key by which it was
-    enrolled, of a revoked one that may enrol no other; empty if by none. since: when, RFC 3339. reason: why it waits.
+    enrolled, of a revoked one that may enrol no other; empty if by none. since: when it came to be in its folder,
+    RFC 3339. reason: why it waits.
     """
 
     key: bytes
@@ -379,7 +380,8 @@ def revoke(directory: str, held: Held, bars_host: bool = False) -> None:
     """First what keeps it out: if the rest fails, it is out. bars_host: with its host, whatever other key that comes
     with. Raises OSError.
     """
-    out = held._replace(file=f"{held.node}~{held.key.hex()}{SUFFIX}", host_key=held.host_key if bars_host else "")
+    file, since = f"{held.node}~{held.key.hex()}{SUFFIX}", rfc3339(time.time_ns() // 1000)
+    out = held._replace(file=file, host_key=held.host_key if bars_host else "", since=since)
     put(directory, REVOKED, out, f"Revoked, was {held.node}")
     os.unlink(Path(directory) / ACCEPTED / held.file)
 

@@ -207,8 +207,10 @@ def write_private(path: str, text: str) -> str:
             file.write(text)
             file.flush()
             os.fsync(descriptor)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = path  # which disk is full, say: of a descriptor the system tells no name
         raise
     return temporary
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import zmq
 
 from agent import Agent
 from cf_messaged.keyring import Held, put
+from cf_messaged.times import rfc3339
 from cf_messaging.keys import public_key
 from cf_messaging.wire import STORED
 from listener import Listener, Node, accepted, cf_messaged, event, question
@@ -182,9 +184,18 @@ def test_a_node_that_was_revoked(both: Both, host: MakeHost) -> None:  # noqa: F
     both.of_node(web1).check_failed("enrolment", f"host key {web1.digest} was revoked", mend="keys_dir/revoked")
     both.of_node(web2).check_failed("enrolment", "this CURVE key was revoked", mend=str(web2.key_file))
     for each in (web1, web2):
-        both.of_hub(each.name).check_failed("key", f"revoked: {keys[each.name]} enrolled 20", mend="stays out")
+        both.of_hub(each.name).check_failed("key", f"revoked: {keys[each.name]} since 20", mend="stays out")
     put(str(both.hub.directory), "accepted", Held(bytes.fromhex(keys["web2"]), "web2", "web2.key"), "by a copy")
     both.of_hub("web2").check_failed("enrolment", "this key was revoked", mend="stays out")
+
+
+def test_since_when_a_key_is_revoked(both: Both) -> None:
+    """Not since when it was let in."""
+    put(str(both.hub.directory), "accepted", Held(bytes(32), "web1", "web1.key", since="2020-01-01T00:00:00Z"), "")
+    before = rfc3339(time.time_ns() // 1000)
+    assert both.hub.operate("revoke", "web1").returncode == 0
+    text = both.of_hub().texts["key"]
+    assert text.startswith(f"revoked: {bytes(32).hex()} since ") and before[:19] <= text.split()[-1] < "9"
 
 
 def test_a_key_that_was_rejected(both: Both, host: MakeHost) -> None:  # noqa: F811

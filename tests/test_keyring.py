@@ -41,6 +41,7 @@ from claimant import host_key
 from listener import OTHER_STREAM, Keys, Listener, Node, Teller, accepted, cf_messaged, event, new_keys, subscriber
 from peers import Socket, scaled
 from test_cfengine import wait_for
+from test_files import small_disk  # noqa: F401 - a fixture
 from test_service import Start, select, start  # noqa: F401 - a fixture
 
 STREAM_2 = "2" * 32
@@ -313,6 +314,16 @@ def test_what_an_operator_cannot_do(tmp_path: Path, arguments: tuple[str, ...], 
     ended = cf_messaged("keys", "--keys-dir", str(tmp_path / "keys"), *arguments)
     assert ended.returncode == 1 and told in ended.stderr and len(ended.stderr.splitlines()) == 1
     assert [row["node"] for row in listed(str(tmp_path / "keys"))] == ["web1"]
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:  # noqa: F811
+    """The line tells for which file there is no room."""
+    make(str(small_disk))
+    free = os.statvfs(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize))
+    ended = cf_messaged("keys", "--keys-dir", str(small_disk), "accept", 64 * "a", "web1")
+    assert ended.stderr == f"Error: {small_disk}/accepted/web1.key: No space left on device\n"
+    assert listed(str(small_disk)) == []
 
 
 def test_a_rejected_key_is_not_heard_of_any_more(hub: Hub, plain: zmq.Context[Socket]) -> None:
