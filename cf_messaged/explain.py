@@ -15,7 +15,7 @@ from cf_messaged import rights, views
 from cf_messaged.complaints import in_words
 from cf_messaged.config import ENDPOINTS, Config
 from cf_messaged.database import Limits, StoreUnavailable
-from cf_messaged.keyring import ACCEPTED, FOLDERS, REJECTED, REVOKED, WAITING, Held, Keyring, held_in, read_strangers
+from cf_messaged.keyring import ACCEPTED, FOLDERS, REJECTED, REVOKED, UNKNOWN, WAITING, Held, Keyring, held_in, listed
 from cf_messaged.names import OFF
 from cf_messaged.shown import one_line
 from cf_messaged.store import heard
@@ -156,8 +156,7 @@ def _keys(case: Case) -> str:
     for state in (WAITING, REVOKED, REJECTED):
         for held in case.held[state]:
             raise Trouble(told, _OF_STATES[state].format(key=held.key.hex(), node=case.node, host_key=held.host_key))
-    known = {held.key for state in FOLDERS for held in held_in(directory, state).values()}
-    strangers = sum(stranger.key not in known for stranger in read_strangers(directory))
+    strangers = sum(row["state"] == UNKNOWN for row in listed(directory))
     raise Skipped(f"none is of {case.node}; {strangers} that knocked have no name: `cf-messaged keys list`")
 
 

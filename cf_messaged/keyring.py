@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 FOLDERS = ACCEPTED, REVOKED, REJECTED, WAITING = "accepted", "revoked", "rejected", "waiting"
 TRUSTED, TRUSTED_SUFFIX = "trusted", ".pub"
 UNTRUSTED = "untrusted"  # accepted, but by a host that is trusted no more, or was revoked
+UNKNOWN = "unknown"  # it knocked, and is in no folder
 LISTENER, NEXT_LISTENER, STRANGERS = f"listener{SUFFIX}", f"listener.next{SUFFIX}", "strangers.json"
 # Of a node, as files are named by it.
 MAX_NAME_BYTES = 200
@@ -417,7 +418,7 @@ def listed(directory: str) -> list[dict[str, Any]]:
     strangers = {stranger.key: stranger for stranger in read_strangers(directory)}
     rows = [_row(state, held, strangers.get(held.key)) for state, held in known.values()]
     unknown = [stranger for stranger in strangers.values() if stranger.key not in known]
-    return rows + [_row("unknown", Held(stranger.key, "", ""), stranger) for stranger in unknown]
+    return rows + [_row(UNKNOWN, Held(stranger.key, "", ""), stranger) for stranger in unknown]
 
 
 def _row(state: str, held: Held, knocked: Stranger | None) -> dict[str, Any]:

@@ -264,11 +264,14 @@ def _check_regular(path: str, descriptor: int) -> None:
         raise BadKey(f"{path} is not a regular file")
 
 
+def _of_another_user(what: str, path: str, status: os.stat_result) -> BadKey:
+    mend = f"run this as that user, or chown {os.geteuid()} {path}"
+    return BadKey(f"{what} {path} belongs to user {status.st_uid}: {mend}")
+
+
 def _check_private(path: str, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
-        raise BadKey(
-            f"key_file {path} belongs to user {status.st_uid}: run this as that user, or chown {os.geteuid()} {path}"
-        )
+        raise _of_another_user("key_file", path, status)
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
         raise BadKey(f"key_file {path} has mode {mode:o}, so others may know it: chmod 600 {path}, or better a new key")
@@ -278,9 +281,7 @@ def _check_directory(path: str) -> None:
     """Who may write it could put a key of his own there."""
     status = os.stat(path)
     if status.st_uid not in (0, os.geteuid()):
-        raise BadKey(
-            f"directory {path} belongs to user {status.st_uid}: run this as that user, or chown {os.geteuid()} {path}"
-        )
+        raise _of_another_user("directory", path, status)
     if status.st_mode & 0o022:
         raise BadKey(f"directory {path} can be written by others: chmod 700 {path}")
 
